@@ -1,0 +1,55 @@
+"""Every error satrap raises on purpose.
+
+    SatrapError
+    ├── JobError          the job file or an option is wrong
+    ├── DataError         the user's data does not fit the job
+    ├── StoreError        a table cannot do what was asked
+    ├── CheckpointError   a checkpoint is damaged, incomplete or does not fit
+    └── TrainingError     training cannot go on (a loss that is not finite, say)
+
+A message says what went wrong, where (file, column, table, row, offset), the limit beside the value, and what to do
+next. The command line prints it without a traceback; `--debug` shows one. Native and library errors are mapped to
+these once, at the edge where they enter satrap.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+
+class SatrapError(Exception):
+    """Base of the tree: catch this to catch everything satrap raises on purpose."""
+
+
+class JobError(SatrapError):
+    """A job file, an override or an option is wrong."""
+
+
+class DataError(SatrapError):
+    """The data does not fit the job: a missing column, a wrong type, a label that is not 0 or 1."""
+
+
+class StoreError(SatrapError):
+    """A table was asked for something it cannot do, or has no room left."""
+
+
+class CheckpointError(SatrapError):
+    """A checkpoint is damaged, incomplete, or does not fit the job."""
+
+
+class TrainingError(SatrapError):
+    """Training cannot go on."""
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """The tail of a message about an unknown name: the nearest known one, or all of them when none is near.
+
+    >>> did_you_mean("stalenes", ["staleness", "seed"])
+    "did you mean 'staleness'?"
+    >>> did_you_mean("x", ["staleness", "seed"])
+    'known: seed, staleness'
+    """
+    names = sorted(known)
+    near = get_close_matches(name, names, n=1, cutoff=0.6)
+    return f"did you mean '{near[0]}'?" if near else f"known: {', '.join(names)}"

@@ -1,0 +1,109 @@
+"""The parameter service: what a trainer may ask of the memory that holds the rows, wherever it is.
+
+One protocol, several implementations (in this process; over the network), one conformance suite. Arrays are numpy,
+C-contiguous. U unique ids of a table in a request, D its dimension.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from satrap.schema import Table
+
+
+@dataclass(frozen=True, slots=True)
+class PullRequest:
+    """Rows wanted. Ids of one table must be unique within a request."""
+
+    ids: Mapping[str, NDArray[np.uint64]]
+    """Table name → [U]."""
+    create: bool
+    """True (training): missing rows are made. False (evaluation): a missing row reads as its initial value would be,
+    and the table does not change."""
+
+
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """The answer to a pull, in the order of the request."""
+
+    values: Mapping[str, NDArray[np.float32]]
+    """Table name → [U, D]."""
+    versions: Mapping[str, NDArray[np.uint8]]
+    """Table name → [U]: updates the row has had, modulo 256. Sent back with the push, it measures staleness."""
+
+
+class Refused(StrEnum):
+    """Why a gradient was not applied. Every one is counted; none is silent."""
+
+    MISSING_ROW = "missing_row"
+    """The row was erased or evicted between pull and push."""
+    NOT_FINITE = "not_finite"
+    """The gradient of this row holds NaN or infinity."""
+
+
+@dataclass(frozen=True, slots=True)
+class PushRequest:
+    """Gradients of one batch: of the mean loss, one per unique id. (client, epoch, seq) names the push; a service
+    applies each name once, however often it is sent."""
+
+    client: int
+    epoch: int
+    seq: int
+    ids: Mapping[str, NDArray[np.uint64]]
+    """Table name → [U], unique."""
+    gradients: Mapping[str, NDArray[np.float32]]
+    """Table name → [U, D]."""
+    versions: Mapping[str, NDArray[np.uint8]] | None = None
+    """As pulled; None: staleness is not measured."""
+    lr_factor: float = 1.0
+    """The schedule's factor on the learning rate of every table."""
+
+
+STALENESS_BINS = 257
+"""0 … 255, and 256 for unknown."""
+
+
+@dataclass(slots=True)
+class Ack:
+    """What became of one push: applied + Σ refused = gradients sent; a duplicate applies nothing."""
+
+    applied: int = 0
+    refused: dict[Refused, int] = field(default_factory=dict)
+    duplicate: bool = False
+    staleness: NDArray[np.int64] = field(default_factory=lambda: np.zeros(STALENESS_BINS, np.int64))
+    """[257] gradients by row updates between pull and apply."""
+
+
+@dataclass(frozen=True, slots=True)
+class TableStats:
+    """Size of one table."""
+
+    rows: int
+    value_bytes: int
+    """Values of the rows."""
+    state_bytes: int
+    """Optimizer state of the rows."""
+    overhead_bytes: int
+    """Ids, index and slack beside them."""
+
+
+class ParameterService(Protocol):
+    """Thread-safe: calls from several threads are ordered per table; each push is applied atomically per table."""
+
+    def tables(self) -> Sequence[Table]:
+        """The tables as configured, which never changes for the life of the service."""
+
+    def pull(self, request: PullRequest) -> Rows:
+        """Rows by id. Raises StoreError for an unknown table, a wrong dtype or repeated ids."""
+
+    def push(self, request: PushRequest) -> Ack:
+        """Applies gradients once. Raises StoreError for a wrong shape, with no row changed."""
+
+    def stats(self) -> Mapping[str, TableStats]:
+        """Size by table."""

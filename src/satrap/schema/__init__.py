@@ -1,0 +1,56 @@
+"""The job and its parts: what is trained, from what, with what settings.
+
+Owns: the typed, strict, frozen description of a job, its YAML form and its checks.
+May import: errors. Must never: import torch, read data, touch a network. (Reading and writing a job's YAML text is
+the only I/O, in `satrap.schema.files`.)
+"""
+
+from satrap.schema.features import Categorical, Feature, Label, Numeric, Pooling, Sequence
+from satrap.schema.files import job_from_dict, job_to_dict, load_job, override, save_job
+from satrap.schema.job import Checkpointing, Data, EarlyStopping, Job, Schedule, Store, Train
+from satrap.schema.models import MLP, Custom, DCNv2, DeepFM, DLRM, ModelSpec, WideDeep
+from satrap.schema.optimizers import SGD, Adagrad, Adam, AdamW, Ftrl, Optimizer, RowWiseAdagrad
+from satrap.schema.tables import Constant, Initializer, Normal, Table, TruncatedNormal, Uniform, ValueFormat, Zeros
+
+__all__ = [
+    "MLP",
+    "SGD",
+    "Adagrad",
+    "Adam",
+    "AdamW",
+    "Categorical",
+    "Checkpointing",
+    "Constant",
+    "Custom",
+    "DCNv2",
+    "DLRM",
+    "Data",
+    "DeepFM",
+    "EarlyStopping",
+    "Feature",
+    "Ftrl",
+    "Initializer",
+    "Job",
+    "Label",
+    "ModelSpec",
+    "Normal",
+    "Numeric",
+    "Optimizer",
+    "Pooling",
+    "RowWiseAdagrad",
+    "Schedule",
+    "Sequence",
+    "Store",
+    "Table",
+    "Train",
+    "TruncatedNormal",
+    "Uniform",
+    "ValueFormat",
+    "WideDeep",
+    "Zeros",
+    "job_from_dict",
+    "job_to_dict",
+    "load_job",
+    "override",
+    "save_job",
+]

@@ -1,0 +1,78 @@
+"""Optimizers, for tables and for the dense network.
+
+A table's optimizer runs where its rows are. Each row is an independent parameter of its own: its state (moments,
+accumulators, step count) starts when the row is created, is stepped only by a batch that has a gradient for the row,
+and travels with it into checkpoints. So a table's result equals, row by row, the torch optimizer of the same name
+stepped on that row's own gradients: this is the definition, and the tests hold it.
+"""
+
+from __future__ import annotations
+
+from satrap.schema.base import Spec
+
+
+class SGD(Spec, tag_field="kind", tag="sgd"):
+    """Stochastic gradient descent (`torch.optim.SGD`). State: none, or D values a row with momentum."""
+
+    lr: float = 0.05
+    momentum: float = 0.0
+    weight_decay: float = 0.0
+
+
+class Adagrad(Spec, tag_field="kind", tag="adagrad"):
+    """Adagrad (Duchi et al. 2011; `torch.optim.Adagrad`). State: D values a row."""
+
+    lr: float = 0.05
+    eps: float = 1e-10
+    initial_accumulator: float = 0.0
+    weight_decay: float = 0.0
+
+
+class RowWiseAdagrad(Spec, tag_field="kind", tag="rowwise_adagrad"):
+    """Adagrad with one accumulator a row, the mean of squared gradients (TorchRec's RowWiseAdagrad). State: one value.
+
+    Tables only.
+    """
+
+    lr: float = 0.05
+    eps: float = 1e-8
+    initial_accumulator: float = 0.0
+    weight_decay: float = 0.0
+
+
+class Adam(Spec, tag_field="kind", tag="adam"):
+    """Adam (Kingma and Ba 2015; `torch.optim.Adam`). State: 2 D values and a step count a row.
+
+    Bias correction counts the steps of the row itself, so it is right on any server and after any restore.
+    """
+
+    lr: float = 0.001
+    beta1: float = 0.9
+    beta2: float = 0.999
+    eps: float = 1e-8
+    weight_decay: float = 0.0
+
+
+class AdamW(Spec, tag_field="kind", tag="adamw"):
+    """Adam with decoupled weight decay (Loshchilov and Hutter 2019; `torch.optim.AdamW`). State as Adam's."""
+
+    lr: float = 0.001
+    beta1: float = 0.9
+    beta2: float = 0.999
+    eps: float = 1e-8
+    weight_decay: float = 0.01
+
+
+class Ftrl(Spec, tag_field="kind", tag="ftrl"):
+    """FTRL-Proximal (McMahan et al., KDD 2013, algorithm 1). State: 2 D values a row (z, n). Tables only.
+
+    `lr` is the paper's alpha, `beta` its beta; `l1` and `l2` its lambda 1 and 2.
+    """
+
+    lr: float = 0.05
+    beta: float = 1.0
+    l1: float = 0.0
+    l2: float = 0.0
+
+
+Optimizer = SGD | Adagrad | RowWiseAdagrad | Adam | AdamW | Ftrl

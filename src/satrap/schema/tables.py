@@ -1,0 +1,65 @@
+"""A table: rows of D values by 64-bit id, with the optimizer that updates them."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+from satrap.schema.base import Spec
+from satrap.schema.optimizers import Optimizer
+
+
+class ValueFormat(StrEnum):
+    """How a row's values are stored. Arithmetic and optimizer state are fp32 whatever the format."""
+
+    FP32 = "fp32"
+    FP16 = "fp16"
+
+
+class Uniform(Spec, tag_field="kind", tag="uniform"):
+    """Values uniform in [low, high)."""
+
+    low: float = -0.01
+    high: float = 0.01
+
+
+class Normal(Spec, tag_field="kind", tag="normal"):
+    """Values normal with mean and standard deviation."""
+
+    mean: float = 0.0
+    std: float = 0.01
+
+
+class TruncatedNormal(Spec, tag_field="kind", tag="truncated_normal"):
+    """Values normal, cut at two standard deviations from the mean."""
+
+    mean: float = 0.0
+    std: float = 0.01
+
+
+class Constant(Spec, tag_field="kind", tag="constant"):
+    """Every value the same."""
+
+    value: float = 0.0
+
+
+class Zeros(Spec, tag_field="kind", tag="zeros"):
+    """Every value zero."""
+
+
+Initializer = Uniform | Normal | TruncatedNormal | Constant | Zeros
+
+
+class Table(Spec):
+    """An embedding table: an id space of its own; several features may share it."""
+
+    name: str
+    dim: int
+    """Values a row (D), 1 to 4096."""
+    format: ValueFormat = ValueFormat.FP32
+    """fp16 halves the memory of values; gradients and state stay fp32."""
+    initializer: Initializer = Uniform()
+    """A row is made on its first training pull from (job seed, table name, id) alone."""
+    optimizer: Optimizer | None = None
+    """None: `train.embedding_optimizer`."""
+    max_gradient: float | None = None
+    """Clips each element of a row's gradient to ±this before the optimizer sees it. None: no clipping."""
