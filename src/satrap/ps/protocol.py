@@ -93,6 +93,59 @@ class TableStats:
     """Ids, index and slack beside them."""
 
 
+@dataclass(frozen=True, slots=True)
+class RowBlock:
+    """R rows of one table, whole: what is exported, imported and kept in checkpoints. Arrays are C-contiguous.
+
+    Exported rows come in the order of the id's mix (the store's bijective 64-bit hash), which cuts a table into
+    partitions by its top bits: partitions 0 … P-1 one after another give one order that is the same for every P.
+    """
+
+    ids: NDArray[np.uint64]
+    """[R], unique."""
+    values: NDArray[np.float32] | NDArray[np.float16]
+    """[R, D], as the table stores them: float32 for fp32, float16 for fp16."""
+    state: NDArray[np.float32]
+    """[R, K] optimizer state of the row, its step count included. Copied as bits: a count may be kept as an integer's
+    bits, so a word need not be a meaningful float. K is 0 for an optimizer without state."""
+
+
+class RowStorage(Protocol):
+    """Where the rows are, as a checkpoint sees it: partitions out, blocks in.
+
+    Thread-safe. Exports and imports of different partitions may run at once; whoever saves sees to it that no push
+    runs meanwhile, so that all partitions belong to one cut.
+    """
+
+    @property
+    def partitions(self) -> int:
+        """P: parts each table is cut into."""
+
+    def tables(self) -> Sequence[Table]:
+        """The tables as configured, each with its optimizer filled in."""
+
+    def stats(self) -> Mapping[str, TableStats]:
+        """Size by table."""
+
+    def export_rows(self, table: str, partition: int) -> RowBlock:
+        """A copy of all rows of one partition; [0, D] and [0, K] where it has none. Raises StoreError for an unknown
+        table or a partition outside 0 … P-1."""
+
+    def import_rows(self, table: str, block: RowBlock) -> None:
+        """Adds rows, wherever in this service they belong: the block may come from a service with another P, in any
+        order. A row that is already there is replaced. Raises StoreError for an unknown table or a block of another
+        D, K or value format, with no row changed."""
+
+    def clear(self) -> None:
+        """Removes all rows of all tables and forgets the clients; the configuration stays."""
+
+    def clients(self) -> dict[int, tuple[int, int]]:
+        """Client → (epoch, seq) of its last push that was applied. The filter against applying a push twice."""
+
+    def set_clients(self, clients: Mapping[int, tuple[int, int]]) -> None:
+        """Sets what `clients` returns, as a restore does: the pushes named there count as applied."""
+
+
 class ParameterService(Protocol):
     """Thread-safe: calls from several threads are ordered per table; each push is applied atomically per table."""
 
