@@ -1,5 +1,5 @@
 """Parameter service: rows by id, pulled and pushed.
 
-Owns: the `ParameterService` and `RowStorage` protocols and its implementations. May import: store, schema, observe, errors.
-Must never: import torch or know of batches, features or pooling.
+Owns: the `ParameterService` and `RowStorage` protocols and their implementations. May import: store, schema, observe,
+errors. Must never: import torch or know of batches, features or pooling.
 """
