@@ -1,0 +1,257 @@
+"""What every benchmark shares: meters, interleaved rounds, medians, JSON lines, and the machine they ran on.
+
+A noisy machine is the rule. So the sides of a comparison take turns in the same run, the figure is the median of the
+ratios of neighbours, and every line says how many cores other processes used meanwhile (`other_cores`) and how many
+the hypervisor took away (`steal_cores`). A round with more than `QUIET_CORES` of either is run again, a few times.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import platform
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+QUIET_CORES = 0.3
+"""Cores used by others (or stolen) above which a round does not count and is repeated."""
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+
+
+def emit(**fields: Any) -> None:
+    """Prints one JSON line; floats with five significant digits, more of them mean nothing here."""
+    print(json.dumps(_rounded(fields)), flush=True)
+
+
+def _rounded(value: Any) -> Any:
+    if isinstance(value, float):
+        return float(f"{value:.5g}")
+    if isinstance(value, Mapping):
+        return {k: _rounded(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_rounded(v) for v in value]
+    return value
+
+
+def cpu_seconds() -> float:
+    """CPU seconds, user and system, of this process and of its children that have ended."""
+    total = 0.0
+    for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN):
+        used = resource.getrusage(who)
+        total += used.ru_utime + used.ru_stime
+    return total
+
+
+def machine_seconds() -> tuple[float, float]:
+    """(busy, stolen) CPU seconds of the whole machine since it started; zeros where there is no /proc/stat."""
+    try:
+        line = Path("/proc/stat").read_text().partition("\n")[0].split()
+    except OSError:
+        return 0.0, 0.0
+    user, nice, system, _idle, _iowait, irq, softirq, steal = (int(x) for x in line[1:9])
+    tick = os.sysconf("SC_CLK_TCK")
+    return (user + nice + system + irq + softirq) / tick, steal / tick
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """What a meter saw between its start and now."""
+
+    wall_s: float
+    cpu_s: float
+    other_cores: float
+    """Cores that processes other than this one used, on average."""
+    steal_cores: float
+
+    @property
+    def quiet(self) -> bool:
+        """Whether the machine was ours enough for the figure to count."""
+        return max(self.other_cores, self.steal_cores) <= QUIET_CORES
+
+
+class Meter:
+    """Wall time, own CPU time and the noise of the machine since it was made. Not thread-safe."""
+
+    def __init__(self) -> None:
+        self._cpu, (self._busy, self._stolen) = cpu_seconds(), machine_seconds()
+        self._wall = time.perf_counter()
+
+    def read(self) -> Reading:
+        """The figures so far; the meter goes on."""
+        wall = time.perf_counter() - self._wall
+        cpu, (busy, stolen) = cpu_seconds() - self._cpu, machine_seconds()
+        other = max(0.0, (busy - self._busy - cpu) / wall)
+        return Reading(wall, cpu, other, (stolen - self._stolen) / wall)
+
+
+def peak_rss_mib() -> float:
+    """The most memory this process has held so far, in MiB."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024.0
+
+
+def rss_mib() -> float:
+    """Memory this process holds now, in MiB."""
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
+
+
+@dataclass(frozen=True, slots=True)
+class Side:
+    """The rounds of one side of a comparison."""
+
+    seconds: list[float]
+    other_cores: float
+    """The noisiest round that counted."""
+    steal_cores: float
+    noisy_rounds: int
+    """Rounds that counted although the machine was not quiet, because repeating them did not help."""
+
+    @property
+    def median_s(self) -> float:
+        return statistics.median(self.seconds)
+
+
+def interleave(
+    sides: Mapping[str, Callable[[], object]], *, rounds: int, repeats_max: int = 2
+) -> dict[str, Side]:
+    """Runs every side once a round, in turns, each round starting with another side; one untimed round first.
+
+    A side that ran while the machine was busy is run again at once, at most `repeats_max` times a round; the quietest
+    try counts. Returns the seconds of each side, round by round, so that `ratio` can compare neighbours.
+    """
+    for run in sides.values():
+        run()
+    names = list(sides)
+    seconds: dict[str, list[float]] = {n: [] for n in names}
+    worst: dict[str, list[Reading]] = {n: [] for n in names}
+    for r in range(rounds):
+        for name in names[r % len(names) :] + names[: r % len(names)]:
+            best: Reading | None = None
+            for _ in range(1 + repeats_max):
+                meter = Meter()
+                sides[name]()
+                reading = meter.read()
+                if best is None or _noise(reading) < _noise(best):
+                    best = reading
+                if best.quiet:
+                    break
+            assert best is not None
+            seconds[name].append(best.wall_s)
+            worst[name].append(best)
+    return {
+        n: Side(
+            seconds[n],
+            max(w.other_cores for w in worst[n]),
+            max(w.steal_cores for w in worst[n]),
+            sum(not w.quiet for w in worst[n]),
+        )
+        for n in names
+    }
+
+
+def _noise(reading: Reading) -> float:
+    return max(reading.other_cores, reading.steal_cores)
+
+
+def ratio(ours: Sequence[float], other: Sequence[float]) -> float:
+    """Median over the rounds of `other / ours` seconds: above 1, ours is the faster one."""
+    return statistics.median(b / a for a, b in zip(ours, other, strict=True))
+
+
+def result_hash(parts: Iterable[bytes]) -> str:
+    """A short hash of what was computed, so that two runs can be seen to have done the same work."""
+    h = hashlib.sha256()
+    for part in parts:
+        h.update(part)
+    return h.hexdigest()[:16]
+
+
+def describe() -> dict[str, Any]:
+    """Machine, versions and commit: what a figure means nothing without."""
+    return {
+        "commit": commit(),
+        "cpu": _first("/proc/cpuinfo", "model name"),
+        "cores": len(os.sched_getaffinity(0)),
+        "memory_gib": round(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30, 1),
+        "huge_pages": _chosen("/sys/kernel/mm/transparent_hugepage/enabled"),
+        "kernel": platform.release(),
+        "python": platform.python_version(),
+        **{name: _version(name) for name in ("torch", "numpy")},
+    }
+
+
+def commit() -> str:
+    """The commit the code is at, with `+` behind it where tracked source files differ from it."""
+    try:
+        head = _git("rev-parse", "--short=12", "HEAD")
+        changed = _git("status", "--porcelain", "--untracked-files=no", "--", "src", "native", "benchmarks")
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+    return head + ("+" if changed else "")
+
+
+def _git(*arguments: str) -> str:
+    done = subprocess.run(["git", *arguments], cwd=REPOSITORY, capture_output=True, text=True, check=True)
+    return done.stdout.strip()
+
+
+def _first(path: str, key: str) -> str:
+    try:
+        lines = Path(path).read_text().splitlines()
+    except OSError:
+        return platform.processor()
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith(key)), platform.machine())
+
+
+def _chosen(path: str) -> str:
+    try:
+        text = Path(path).read_text()
+    except OSError:
+        return "none"
+    return text.partition("[")[2].partition("]")[0]
+
+
+def _version(name: str) -> str | None:
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None
+
+
+def run_json(
+    command: Sequence[str], *, environment: Mapping[str, str] | None = None, timeout_s: float = 900
+) -> dict[str, Any]:
+    """Runs a program in the repository root and returns the JSON object it printed last.
+
+    Raises:
+        RuntimeError: it failed, or printed no JSON; the message ends with the tail of its error output.
+    """
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(REPOSITORY), str(REPOSITORY / "src")]), **(environment or {})}
+    done = subprocess.run(
+        list(command), cwd=REPOSITORY, capture_output=True, text=True, env=env, timeout=timeout_s, check=False
+    )
+    lines = [line for line in done.stdout.splitlines() if line.startswith("{")]
+    if done.returncode != 0 or not lines:
+        raise RuntimeError(f"{' '.join(command)} ended with {done.returncode}:\n{done.stderr[-3000:]}")
+    answer: dict[str, Any] = json.loads(lines[-1])
+    return answer
+
+
+def python_has(python: str, module: str) -> bool:
+    """Whether the interpreter at `python` can import `module`."""
+    done = subprocess.run([python, "-c", f"import {module}"], capture_output=True, check=False)
+    return done.returncode == 0
+
+
+THIS_PYTHON = sys.executable
