@@ -26,6 +26,8 @@ class PullRequest:
     create: bool
     """True (training): missing rows are made. False (evaluation): a missing row reads as its initial value would be,
     and the table does not change."""
+    distinct: bool = False
+    """The caller knows that no id repeats (a ticket's do not); otherwise it is checked."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +65,8 @@ class PushRequest:
     """As pulled; None: staleness is not measured."""
     lr_factor: float = 1.0
     """The schedule's factor on the learning rate of every table."""
+    distinct: bool = False
+    """The caller knows that no id repeats (a ticket's do not); otherwise it is checked."""
 
 
 STALENESS_BINS = 257

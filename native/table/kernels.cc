@@ -1,0 +1,406 @@
+// The hot loops. Compiled several times, each for one instruction-set level (SATRAP_LEVEL names it);
+// everything here has internal linkage, so no code of a higher level can be linked into a lower one.
+#include <cmath>
+#include <cstring>
+#if defined(__F16C__)
+#include <immintrin.h>
+#endif
+
+#include "table/optimizers.h"
+#include "table/probe.h"
+#include "table/random.h"
+#include "table/view.h"
+
+namespace satrap {
+namespace {
+
+// ---- value formats
+// -------------------------------------------------------------------------------------------------
+
+inline float half_to_float(uint16_t h) {
+  const uint32_t sign = uint32_t{h & 0x8000u} << 16, exponent = (h >> 10) & 31, mantissa = h & 1023u;
+  if (exponent == 31) return std::bit_cast<float>(sign | 0x7F800000u | (mantissa << 13));
+  if (exponent == 0) {  // zero or subnormal: the mantissa times 2^-24, exact in fp32
+    float v = static_cast<float>(mantissa) * 0x1p-24f;
+    return std::bit_cast<float>(std::bit_cast<uint32_t>(v) | sign);
+  }
+  return std::bit_cast<float>(sign | ((exponent + 112) << 23) | (mantissa << 13));
+}
+
+// Round to nearest, ties to even, as the F16C instruction does.
+inline uint16_t float_to_half(float f) {
+  const auto bits = std::bit_cast<uint32_t>(f);
+  const auto sign = static_cast<uint16_t>((bits >> 16) & 0x8000u);
+  const uint32_t a = bits & 0x7FFFFFFFu;
+  if (a > 0x7F800000u) return static_cast<uint16_t>(sign | 0x7E00u | ((a >> 13) & 0x3FFu));
+  if (a >= 0x477FF000u) return sign | 0x7C00u;  // 65520 and above
+  if (a < 0x38800000u) {                        // below the smallest normal: adding 0.5 aligns the mantissa
+    float v = std::bit_cast<float>(a) + 0.5f;
+    return static_cast<uint16_t>(sign | (std::bit_cast<uint32_t>(v) - 0x3F000000u));
+  }
+  const uint32_t odd = (a >> 13) & 1u;
+  return static_cast<uint16_t>(sign | ((a - 0x38000000u + 0xFFFu + odd) >> 13));
+}
+
+inline void decode_half(const char* in, float* out, uint32_t dim) {
+  uint32_t j = 0;
+#if defined(__F16C__)
+  for (; j + 8 <= dim; j += 8)
+    _mm256_storeu_ps(out + j,
+                     _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(in + 2 * size_t{j}))));
+#endif
+  for (; j < dim; ++j) {
+    uint16_t h;
+    std::memcpy(&h, in + 2 * size_t{j}, 2);
+    out[j] = half_to_float(h);
+  }
+}
+
+inline void encode_half(const float* in, char* out, uint32_t dim) {
+  uint32_t j = 0;
+#if defined(__F16C__)
+  for (; j + 8 <= dim; j += 8)
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(out + 2 * size_t{j}),
+                     _mm256_cvtps_ph(_mm256_loadu_ps(in + j), _MM_FROUND_TO_NEAREST_INT));
+#endif
+  for (; j < dim; ++j) {
+    uint16_t h = float_to_half(in[j]);
+    std::memcpy(out + 2 * size_t{j}, &h, 2);
+  }
+}
+
+void encode(ValueFormat format, const float* values, char* out, uint32_t dim) {
+  if (format == ValueFormat::kFp32)
+    std::memcpy(out, values, 4 * size_t{dim});
+  else
+    encode_half(values, out, dim);
+}
+
+void decode(ValueFormat format, const char* in, float* values, uint32_t dim) {
+  if (format == ValueFormat::kFp32)
+    std::memcpy(values, in, 4 * size_t{dim});
+  else
+    decode_half(in, values, dim);
+}
+
+void initialize(const TableSpec& spec, uint64_t id, float* values, float* state) {
+  initial_values(spec.initializer, row_key(spec.key, id), values, spec.dim);
+  if (state != nullptr) initial_state(spec.optimizer, values, state, spec.dim);
+}
+
+// ---- pull and push
+// -------------------------------------------------------------------------------------------------
+
+// Calls visit(i, row or null) for ids [begin, end) in order. Three stages run on different ids at a time, so
+// that the memory of the later ones is on its way while the first is served: the chunk of id i + 2 kAhead is
+// asked for, the candidate row of id i + kAhead is found in its chunk and asked for, and the row of id i is
+// checked and visited.
+template <bool kWrite, typename Visit>
+inline void for_each_row(const TableView& t, const uint64_t* ids, size_t begin, size_t end, Visit&& visit) {
+  constexpr size_t kAhead = 12, kRing = 32;
+  struct Slot {
+    uint64_t h;
+    const PartitionView* partition;
+    Chunk* chunk;
+    char* row;
+  } ring[kRing];
+  const uint32_t lines = t.layout.stride;
+
+  auto ask_chunk = [&](size_t i) {
+    Slot& s = ring[i % kRing];
+    s.h = mix(ids[i]);
+    s.partition = &partition_of(t, s.h);
+    s.chunk = nullptr;
+    if (s.partition->chunks == 0) return;
+    s.chunk = chunk_at(*s.partition, home_chunk(s.h, t.partition_bits, s.partition->chunks));
+    __builtin_prefetch(s.chunk);
+  };
+  auto ask_row = [&](size_t i) {
+    Slot& s = ring[i % kRing];
+    s.row = nullptr;
+    if (s.chunk == nullptr) return;
+    const uint32_t m = match_tags(*s.chunk, static_cast<uint8_t>(s.h));
+    if (m == 0) return;
+    s.row = row_at(t, *s.partition, s.chunk->row[__builtin_ctz(m)]);
+    // Rows are not aligned to cache lines: the last byte may lie one line further than the length says.
+    for (uint32_t b = 0; b < lines; b += 64) __builtin_prefetch(s.row + b, kWrite);
+    __builtin_prefetch(s.row + lines - 1, kWrite);
+  };
+  auto serve = [&](size_t i) {
+    Slot& s = ring[i % kRing];
+    char* row = s.row;
+    // A second candidate in the chunk, or a row in a later chunk: rare, searched plainly.
+    if (row == nullptr || !same_id(load_header(row), s.h)) {
+      row = s.chunk == nullptr || (row == nullptr && s.chunk->overflow == 0) ? nullptr
+                                                                             : find_row(t, *s.partition, s.h);
+    }
+    visit(i, row);
+  };
+
+  const size_t n = end - begin;
+  for (size_t k = 0; k < n + 2 * kAhead; ++k) {
+    if (k < n) ask_chunk(begin + k);
+    if (k >= kAhead && k - kAhead < n) ask_row(begin + k - kAhead);
+    if (k >= 2 * kAhead) serve(begin + k - 2 * kAhead);
+  }
+}
+
+template <uint32_t kDim, ValueFormat kFormat>
+void pull_rows(const TableView& t, size_t begin, size_t end, PullArgs& a) {
+  const uint32_t dim = kDim ? kDim : t.layout.dim;
+  for_each_row<false>(t, a.ids, begin, end, [&](size_t i, char* row) {
+    if (row == nullptr) {
+      a.missing[a.missing_count++] = static_cast<uint32_t>(i);
+      return;
+    }
+    if (a.versions != nullptr) a.versions[i] = static_cast<uint8_t>(row[0]);
+    float* out = a.values + i * size_t{dim};
+    if constexpr (kFormat == ValueFormat::kFp32)
+      std::memcpy(out, row + RowLayout::kHeader, 4 * size_t{dim});
+    else
+      decode_half(row + RowLayout::kHeader, out, dim);
+  });
+}
+
+template <ValueFormat kFormat>
+void pull_format(const TableView& t, size_t begin, size_t end, PullArgs& a) {
+  switch (t.layout.dim) {
+    case 8:
+      return pull_rows<8, kFormat>(t, begin, end, a);
+    case 16:
+      return pull_rows<16, kFormat>(t, begin, end, a);
+    case 32:
+      return pull_rows<32, kFormat>(t, begin, end, a);
+    case 64:
+      return pull_rows<64, kFormat>(t, begin, end, a);
+    case 128:
+      return pull_rows<128, kFormat>(t, begin, end, a);
+    default:
+      return pull_rows<0, kFormat>(t, begin, end, a);
+  }
+}
+
+void pull(const TableView& t, size_t begin, size_t end, PullArgs& a) {
+  if (t.spec->format == ValueFormat::kFp32)
+    pull_format<ValueFormat::kFp32>(t, begin, end, a);
+  else
+    pull_format<ValueFormat::kFp16>(t, begin, end, a);
+}
+
+constexpr uint32_t kMaxDim = 4096;
+
+// All bits of a finite number's exponent are never set; one pass over the gradient without branches.
+inline bool all_finite(const float* g, uint32_t dim) {
+  uint32_t bad = 0;
+  for (uint32_t j = 0; j < dim; ++j) {
+    uint32_t b;
+    std::memcpy(&b, g + j, 4);
+    bad |= static_cast<uint32_t>((b & 0x7F800000u) == 0x7F800000u);
+  }
+  return bad == 0;
+}
+
+template <OptimizerKind kKind>
+inline void step_row(const OptimizerSpec& o, float lr, const float* bias, float* w, float* s, const float* g,
+                     uint32_t dim) {
+  if constexpr (kKind == OptimizerKind::kSgd) sgd(o, lr, w, s, g, dim);
+  if constexpr (kKind == OptimizerKind::kAdagrad) adagrad(o, lr, w, s, g, dim);
+  if constexpr (kKind == OptimizerKind::kRowWiseAdagrad) rowwise_adagrad(o, lr, w, s, g, dim);
+  if constexpr (kKind == OptimizerKind::kAdam || kKind == OptimizerKind::kAdamW)
+    adam(o, lr, bias, w, s, g, dim);
+  if constexpr (kKind == OptimizerKind::kFtrl) ftrl(o, lr, w, s, g, dim);
+}
+
+template <uint32_t kDim, ValueFormat kFormat, OptimizerKind kKind>
+void push_rows(const TableView& t, size_t begin, size_t end, PushArgs& a) {
+  const uint32_t dim = kDim ? kDim : t.layout.dim;
+  const TableSpec& spec = *t.spec;
+  const float lr = spec.optimizer.lr * a.lr_factor, limit = spec.max_gradient;
+  const uint32_t state_offset = t.layout.state_offset();
+  alignas(64) float values[kDim ? kDim : kMaxDim];
+  alignas(64) float clipped[kDim ? kDim : kMaxDim];
+  for_each_row<true>(t, a.ids, begin, end, [&](size_t i, char* row) {
+    if (row == nullptr) {
+      ++a.missing;
+      return;
+    }
+    const float* g = a.gradients + i * size_t{dim};
+    if (!all_finite(g, dim)) {
+      ++a.not_finite;
+      return;
+    }
+    if (limit > 0) {
+      for (uint32_t j = 0; j < dim; ++j) clipped[j] = g[j] > limit ? limit : (g[j] < -limit ? -limit : g[j]);
+      g = clipped;
+    }
+    auto* state = reinterpret_cast<float*>(row + state_offset);
+    if constexpr (kFormat == ValueFormat::kFp32) {
+      step_row<kKind>(spec.optimizer, lr, a.adam_bias, reinterpret_cast<float*>(row + RowLayout::kHeader),
+                      state, g, dim);
+    } else {
+      decode_half(row + RowLayout::kHeader, values, dim);
+      step_row<kKind>(spec.optimizer, lr, a.adam_bias, values, state, g, dim);
+      encode_half(values, row + RowLayout::kHeader, dim);
+    }
+    const auto version = static_cast<uint8_t>(row[0]);
+    a.staleness[a.versions != nullptr ? static_cast<uint8_t>(version - a.versions[i]) : 256] += 1;
+    row[0] = static_cast<char>(version + 1);
+    ++a.applied;
+  });
+}
+
+template <ValueFormat kFormat, OptimizerKind kKind>
+void push_dim(const TableView& t, size_t begin, size_t end, PushArgs& a) {
+  switch (t.layout.dim) {
+    case 8:
+      return push_rows<8, kFormat, kKind>(t, begin, end, a);
+    case 16:
+      return push_rows<16, kFormat, kKind>(t, begin, end, a);
+    case 32:
+      return push_rows<32, kFormat, kKind>(t, begin, end, a);
+    case 64:
+      return push_rows<64, kFormat, kKind>(t, begin, end, a);
+    case 128:
+      return push_rows<128, kFormat, kKind>(t, begin, end, a);
+    default:
+      return push_rows<0, kFormat, kKind>(t, begin, end, a);
+  }
+}
+
+template <ValueFormat kFormat>
+void push_format(const TableView& t, size_t begin, size_t end, PushArgs& a) {
+  switch (t.spec->optimizer.kind) {
+    case OptimizerKind::kSgd:
+      return push_dim<kFormat, OptimizerKind::kSgd>(t, begin, end, a);
+    case OptimizerKind::kAdagrad:
+      return push_dim<kFormat, OptimizerKind::kAdagrad>(t, begin, end, a);
+    case OptimizerKind::kRowWiseAdagrad:
+      return push_dim<kFormat, OptimizerKind::kRowWiseAdagrad>(t, begin, end, a);
+    // AdamW differs from Adam in two factors, read from the spec.
+    case OptimizerKind::kAdam:
+    case OptimizerKind::kAdamW:
+      return push_dim<kFormat, OptimizerKind::kAdam>(t, begin, end, a);
+    case OptimizerKind::kFtrl:
+      return push_dim<kFormat, OptimizerKind::kFtrl>(t, begin, end, a);
+  }
+}
+
+void push(const TableView& t, size_t begin, size_t end, PushArgs& a) {
+  if (t.spec->format == ValueFormat::kFp32)
+    push_format<ValueFormat::kFp32>(t, begin, end, a);
+  else
+    push_format<ValueFormat::kFp16>(t, begin, end, a);
+}
+
+// ---- pooling and its gradient
+// --------------------------------------------------------------------------------------
+
+inline float weight_of(const FeatureView& f, int64_t k) { return f.weights == nullptr ? 1.0f : f.weights[k]; }
+
+// What the weighted sum of a bag is multiplied by: 1, 1 / sum w, or 1 / sqrt(sum w^2); 0 for an empty or
+// null-weight bag.
+inline float bag_scale(const FeatureView& f, int64_t first, int64_t last) {
+  if (f.pooling == 0) return 1.0f;
+  float total = 0.0f;
+  for (int64_t k = first; k < last; ++k) {
+    const float w = weight_of(f, k);
+    total += f.pooling == 1 ? w : w * w;
+  }
+  if (total == 0.0f) return 0.0f;
+  return f.pooling == 1 ? 1.0f / total : 1.0f / std::sqrt(total);
+}
+
+template <uint32_t kDim>
+void pool_dim(const FeatureView& f, const float* rows, size_t begin, size_t end, float* out, size_t width) {
+  const uint32_t dim = kDim ? kDim : f.dim;
+  const bool single = f.offsets == nullptr && (f.weights == nullptr || f.pooling != 0);
+  if (single && f.weights == nullptr) {
+    for (size_t b = begin; b < end; ++b)
+      std::memcpy(out + b * width + f.column, rows + size_t{static_cast<uint32_t>(f.positions[b])} * dim,
+                  4 * size_t{dim});
+    return;
+  }
+  for (size_t b = begin; b < end; ++b) {
+    const int64_t first = f.offsets ? f.offsets[b] : static_cast<int64_t>(b),
+                  last = f.offsets ? f.offsets[b + 1] : first + 1;
+    float* o = out + b * width + f.column;
+    for (uint32_t j = 0; j < dim; ++j) o[j] = 0.0f;
+    for (int64_t k = first; k < last; ++k) {
+      const float w = weight_of(f, k);
+      const float* r = rows + size_t{static_cast<uint32_t>(f.positions[k])} * dim;
+      for (uint32_t j = 0; j < dim; ++j) o[j] += w * r[j];
+    }
+    const float scale = bag_scale(f, first, last);
+    if (f.pooling != 0)
+      for (uint32_t j = 0; j < dim; ++j) o[j] *= scale;
+  }
+}
+
+void pool(const FeatureView& f, const float* rows, size_t begin, size_t end, float* out, size_t width) {
+  switch (f.dim) {
+    case 8:
+      return pool_dim<8>(f, rows, begin, end, out, width);
+    case 16:
+      return pool_dim<16>(f, rows, begin, end, out, width);
+    case 32:
+      return pool_dim<32>(f, rows, begin, end, out, width);
+    case 64:
+      return pool_dim<64>(f, rows, begin, end, out, width);
+    default:
+      return pool_dim<0>(f, rows, begin, end, out, width);
+  }
+}
+
+template <uint32_t kCols>
+void unpool_columns(const FeatureView& f, const float* grad, size_t samples, size_t width, float* rows,
+                    uint32_t first, uint32_t last) {
+  const uint32_t n = kCols ? kCols : last - first;
+  if (f.offsets == nullptr && f.weights == nullptr) {
+    for (size_t b = 0; b < samples; ++b) {
+      const float* g = grad + b * width + f.column + first;
+      float* r = rows + size_t{static_cast<uint32_t>(f.positions[b])} * f.dim + first;
+      for (uint32_t j = 0; j < n; ++j) r[j] += g[j];
+    }
+    return;
+  }
+  for (size_t b = 0; b < samples; ++b) {
+    const int64_t k0 = f.offsets ? f.offsets[b] : static_cast<int64_t>(b),
+                  k1 = f.offsets ? f.offsets[b + 1] : k0 + 1;
+    const float scale = bag_scale(f, k0, k1);
+    const float* g = grad + b * width + f.column + first;
+    for (int64_t k = k0; k < k1; ++k) {
+      const float w = weight_of(f, k) * scale;
+      float* r = rows + size_t{static_cast<uint32_t>(f.positions[k])} * f.dim + first;
+      for (uint32_t j = 0; j < n; ++j) r[j] += w * g[j];
+    }
+  }
+}
+
+void unpool(const FeatureView& f, const float* grad, size_t samples, size_t width, float* rows,
+            uint32_t first, uint32_t last) {
+  switch (last - first) {
+    case 8:
+      return unpool_columns<8>(f, grad, samples, width, rows, first, last);
+    case 16:
+      return unpool_columns<16>(f, grad, samples, width, rows, first, last);
+    case 32:
+      return unpool_columns<32>(f, grad, samples, width, rows, first, last);
+    case 64:
+      return unpool_columns<64>(f, grad, samples, width, rows, first, last);
+    default:
+      return unpool_columns<0>(f, grad, samples, width, rows, first, last);
+  }
+}
+
+}  // namespace
+
+#define SATRAP_CONCAT2(a, b) a##b
+#define SATRAP_CONCAT(a, b) SATRAP_CONCAT2(a, b)
+#define SATRAP_STRING2(a) #a
+#define SATRAP_STRING(a) SATRAP_STRING2(a)
+
+extern const Kernels SATRAP_CONCAT(kernels_, SATRAP_LEVEL);
+const Kernels SATRAP_CONCAT(kernels_, SATRAP_LEVEL) = {
+    SATRAP_STRING(SATRAP_LEVEL), pull, push, initialize, encode, decode, pool, unpool};
+
+}  // namespace satrap

@@ -1,0 +1,111 @@
+// One optimizer step of one row, in fp32, element by element. `w` values, `s` state, `g` gradient, all of
+// length D. The same formulas as torch.optim, or the paper that defines the optimizer; see
+// satrap.schema.optimizers.
+#pragma once
+#include <cmath>
+
+#include "table/view.h"
+
+namespace satrap {
+namespace {
+
+// Sum of (g + decay w)^2 over sixteen lanes in a fixed order: the same bits whatever the vector width of the
+// build.
+inline float sum_of_squares(const float* g, const float* w, float decay, uint32_t dim) {
+  float lane[16] = {};
+  const uint32_t whole = dim & ~15u;
+  for (uint32_t j = 0; j < whole; j += 16)
+    for (uint32_t k = 0; k < 16; ++k) {
+      const float d = g[j + k] + decay * w[j + k];
+      lane[k] += d * d;
+    }
+  for (uint32_t j = whole; j < dim; ++j) {
+    const float d = g[j] + decay * w[j];
+    lane[j & 15] += d * d;
+  }
+  for (int n = 8; n > 0; n /= 2)
+    for (int k = 0; k < n; ++k) lane[k] += lane[k + n];
+  return lane[0];
+}
+
+inline void sgd(const OptimizerSpec& o, float lr, float* __restrict w, float* __restrict s,
+                const float* __restrict g, uint32_t dim) {
+  if (o.momentum > 0) {
+    for (uint32_t j = 0; j < dim; ++j) {
+      s[j] = o.momentum * s[j] + (g[j] + o.weight_decay * w[j]);
+      w[j] -= lr * s[j];
+    }
+  } else {
+    for (uint32_t j = 0; j < dim; ++j) w[j] -= lr * (g[j] + o.weight_decay * w[j]);
+  }
+}
+
+inline void adagrad(const OptimizerSpec& o, float lr, float* __restrict w, float* __restrict s,
+                    const float* __restrict g, uint32_t dim) {
+  for (uint32_t j = 0; j < dim; ++j) {
+    float d = g[j] + o.weight_decay * w[j];
+    s[j] += d * d;
+    w[j] -= lr * d / (std::sqrt(s[j]) + o.eps);
+  }
+}
+
+inline void rowwise_adagrad(const OptimizerSpec& o, float lr, float* __restrict w, float* __restrict s,
+                            const float* __restrict g, uint32_t dim) {
+  s[0] += sum_of_squares(g, w, o.weight_decay, dim) / static_cast<float>(dim);
+  const float step = lr / (std::sqrt(s[0]) + o.eps);
+  for (uint32_t j = 0; j < dim; ++j) w[j] -= step * (g[j] + o.weight_decay * w[j]);
+}
+
+inline void adam(const OptimizerSpec& o, float lr, const float* bias, float* __restrict w,
+                 float* __restrict s, const float* __restrict g, uint32_t dim) {
+  float* __restrict m = s;
+  float* __restrict v = s + dim;
+  const float t = (s[2 * dim] += 1.0f);
+  float bias1, bias2;
+  if (t < static_cast<float>(kBiasSteps)) {
+    bias1 = bias[2 * static_cast<size_t>(t)];
+    bias2 = bias[2 * static_cast<size_t>(t) + 1];
+  } else {
+    bias1 = static_cast<float>(1.0 - std::pow(static_cast<double>(o.beta1), static_cast<double>(t)));
+    bias2 = static_cast<float>(1.0 - std::pow(static_cast<double>(o.beta2), static_cast<double>(t)));
+  }
+  const float step = lr / bias1, root = std::sqrt(bias2);
+  const bool decoupled = o.kind == OptimizerKind::kAdamW;
+  const float keep = decoupled ? 1.0f - lr * o.weight_decay : 1.0f, decay = decoupled ? 0.0f : o.weight_decay;
+  for (uint32_t j = 0; j < dim; ++j) {
+    float p = w[j] * keep;
+    float d = g[j] + decay * p;
+    m[j] = m[j] + (1.0f - o.beta1) * (d - m[j]);
+    v[j] = o.beta2 * v[j] + (1.0f - o.beta2) * d * d;
+    w[j] = p - step * (m[j] / (std::sqrt(v[j]) / root + o.eps));
+  }
+}
+
+inline void ftrl(const OptimizerSpec& o, float lr, float* __restrict w, float* __restrict s,
+                 const float* __restrict g, uint32_t dim) {
+  float* __restrict z = s;
+  float* __restrict n = s + dim;
+  for (uint32_t j = 0; j < dim; ++j) {
+    float grown = n[j] + g[j] * g[j];
+    float sigma = (std::sqrt(grown) - std::sqrt(n[j])) / lr;
+    z[j] += g[j] - sigma * w[j];
+    n[j] = grown;
+    float shrunk = z[j] > o.l1 ? z[j] - o.l1 : (z[j] < -o.l1 ? z[j] + o.l1 : 0.0f);
+    w[j] = -shrunk / ((o.ftrl_beta + std::sqrt(grown)) / lr + o.l2);
+  }
+}
+
+inline void initial_state(const OptimizerSpec& o, const float* w, float* s, uint32_t dim) {
+  const uint32_t n = state_floats(o, dim);
+  const bool adagrad_like = o.kind == OptimizerKind::kAdagrad || o.kind == OptimizerKind::kRowWiseAdagrad;
+  for (uint32_t j = 0; j < n; ++j) s[j] = adagrad_like ? o.initial_accumulator : 0.0f;
+  if (o.kind != OptimizerKind::kFtrl) return;
+  // The z for which the closed form gives the row's first values; zero, as in the paper, where they are zero.
+  for (uint32_t j = 0; j < dim; ++j) {
+    float sign = w[j] > 0 ? 1.0f : (w[j] < 0 ? -1.0f : 0.0f);
+    s[j] = -w[j] * (o.ftrl_beta / o.lr + o.l2) - sign * o.l1;
+  }
+}
+
+}  // namespace
+}  // namespace satrap

@@ -1,0 +1,9 @@
+"""The store: rows by 64-bit id, in native memory.
+
+Owns: the only door to the native core. Arrays in, arrays out; every call is one batch, releases the GIL and uses a
+set number of threads. May import: schema, observe, errors. Must never: import torch, know of sockets or files.
+"""
+
+from satrap.store.store import Store, Ticket, TicketFeature
+
+__all__ = ["Store", "Ticket", "TicketFeature"]
