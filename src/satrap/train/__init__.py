@@ -1,0 +1,6 @@
+"""Training: the loop, its pipeline and schedules, evaluation, prediction.
+
+Owns: the order of lookups and pushes (staleness), the dense step, when to evaluate and to save, interrupts, results.
+May import: embedding, checkpoint, ps, data, models, schema, observe, errors, torch. Must never: know how rows are
+stored or files are laid out; call a signal handler's business from a library thread.
+"""

@@ -1,0 +1,215 @@
+"""The stages of training: batches are read, looked up, computed on, and their gradients pushed.
+
+    reader threads ── Batch ──► engine thread: prepare → lookup ── Lookup ──► main thread: forward, backward, step
+                                    ▲ one store                                   │
+                                    └───────────── push ◄──── gradients ──────────┘
+
+A *leg* is a run of steps between two drains. Its engine thread performs one fixed sequence of lookups and pushes, given
+by `StalenessSchedule`, whatever the timing of the threads: with k = 2, from an empty pipeline,
+
+    lookup 0, lookup 1, lookup 2, push 0, lookup 3, push 1, lookup 4, …, push the last three
+
+so a run with staleness is as repeatable as one without. When a leg has ended, every push is applied and nothing is
+looked up ahead: that is the drain before a checkpoint, before an evaluation, and at the end. Only reading and
+preparation (what does not depend on the values of rows) run ahead of that.
+
+Threads wait in blocking queues; none spins.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from queue import SimpleQueue
+from time import perf_counter
+from types import TracebackType
+from typing import Any, Protocol
+
+from satrap.data.batch import Batch
+from satrap.errors import TrainingError
+from satrap.ps.protocol import Ack
+from satrap.train.results import StageSeconds
+from satrap.train.schedule import StalenessSchedule
+
+
+class Engine(Protocol):
+    """What a leg asks of an embedding engine. It may also offer `prepare(batch)`: see `Feed`."""
+
+    def lookup(self, batch: Any, *, train: bool) -> Any:
+        """The rows of a batch as tensors by feature."""
+
+    def push(self, lookup: Any, *, seq: int, lr_factor: float) -> Ack:
+        """Applies the gradients that backward left on a lookup."""
+
+
+class Feed:
+    """Batches in order, the next one read and prepared while the engine thread has nothing else to do.
+
+    Preparation (`engine.prepare`, where there is one: finding the unique ids) does not read a row, so it may run ahead
+    at any staleness, and across drains. Not thread-safe: one thread at a time.
+    """
+
+    def __init__(self, batches: Iterator[Batch], prepare: Callable[[Batch], Any] | None, seconds: StageSeconds) -> None:
+        self._batches = batches
+        self._prepare = prepare
+        self._seconds = seconds
+        self._ahead: list[Any] = []
+        self.exhausted = False
+
+    def read_ahead(self) -> None:
+        """Reads and prepares the next batch, unless that has been done or the data has ended."""
+        if self._ahead or self.exhausted:
+            return
+        start = perf_counter()
+        batch = next(self._batches, None)
+        self._seconds.read_wait += perf_counter() - start
+        if batch is None:
+            self.exhausted = True
+            return
+        start = perf_counter()
+        self._ahead.append(batch if self._prepare is None else self._prepare(batch))
+        self._seconds.prepare += perf_counter() - start
+
+    def take(self) -> Any | None:
+        """The next batch, prepared; None at the end of the data."""
+        self.read_ahead()
+        return self._ahead.pop() if self._ahead else None
+
+    def close(self) -> None:
+        """Stops the reader's threads."""
+        self._ahead.clear()
+        self.exhausted = True
+        close = getattr(self._batches, "close", None)
+        if close is not None:
+            close()
+
+
+class _End:
+    """Travels in place of a lookup or a gradient: nothing comes after it."""
+
+
+_END = _End()
+
+
+class Leg:
+    """A run of steps from an empty pipeline to an empty pipeline, iterated by the main thread.
+
+        with Leg(...) as leg:
+            for lookup in leg:
+                ...                                # forward and backward
+                leg.push(lookup, lr_factor=1.0)    # or leg.release(lookup), where nothing is to be pushed
+
+    Leaving the block in the ordinary way, `break` included, applies every push handed over and drops lookups that were
+    ahead. Leaving it by an exception applies no further push. An error of the engine thread is raised in the main thread.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        feed: Feed,
+        schedule: StalenessSchedule,
+        *,
+        first: int = 0,
+        steps: int | None = None,
+        train: bool = True,
+        seconds: StageSeconds,
+        on_ack: Callable[[Ack], None] | None = None,
+    ) -> None:
+        """`first` is the number of the leg's first step; `steps` its length, None to the end of the data."""
+        self._engine, self._feed, self._schedule = engine, feed, schedule
+        self._first, self._end, self._train = first, None if steps is None else first + steps, train
+        self._seconds, self._on_ack = seconds, on_ack
+        self._ready: SimpleQueue[Any] = SimpleQueue()
+        self._gradients: SimpleQueue[Any] = SimpleQueue()
+        self._applied = first
+        self._stopping = False
+        self._aborted = False
+        self._error: BaseException | None = None
+        self._thread = threading.Thread(target=self._run, name="satrap-engine", daemon=True)
+
+    def __enter__(self) -> Leg:
+        self._thread.start()
+        return self
+
+    def __iter__(self) -> Iterator[Any]:
+        while True:
+            start = perf_counter()
+            lookup = self._ready.get()
+            self._seconds.lookup_wait += perf_counter() - start
+            if lookup is _END:
+                if self._error is not None:
+                    raise self._error
+                return
+            yield lookup
+
+    def push(self, lookup: Any, *, lr_factor: float) -> None:
+        """Hands a lookup with its gradients back, to be pushed in its turn."""
+        self._gradients.put((lookup, lr_factor))
+
+    def release(self, lookup: Any) -> None:
+        """Hands a lookup back that has nothing to push (evaluation)."""
+        self._gradients.put((lookup, None))
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._stopping = True
+        self._aborted = kind is not None
+        self._gradients.put(_END)
+        start = perf_counter()
+        self._thread.join()
+        self._seconds.drain_wait += perf_counter() - start
+        if error is None and self._error is not None:
+            raise self._error
+
+    def _run(self) -> None:
+        """The engine thread."""
+        try:
+            self._alternate()
+        except BaseException as error:
+            self._error = error
+        finally:
+            self._ready.put(_END)
+
+    def _alternate(self) -> None:
+        step = self._first
+        while self._end is None or step < self._end:
+            wanted = self._schedule.applied_before(step, self._first)
+            if self._applied < wanted:
+                self._feed.read_ahead()
+            if not self._push_until(wanted) or self._stopping:
+                break
+            item = self._feed.take()
+            if item is None:
+                break
+            start = perf_counter()
+            lookup = self._engine.lookup(item, train=self._train)
+            self._seconds.lookup += perf_counter() - start
+            self._ready.put(lookup)
+            step += 1
+        self._ready.put(_END)
+        self._push_until(step)
+
+    def _push_until(self, wanted: int) -> bool:
+        """Applies pushes in order until those of the first `wanted` batches are applied. False: no more will come."""
+        while self._applied < wanted:
+            handed = self._gradients.get()
+            if handed is _END or self._aborted:
+                self._gradients.put(_END)
+                return False
+            lookup, lr_factor = handed
+            if lr_factor is not None:
+                self._push(lookup, lr_factor)
+            self._applied += 1
+        return True
+
+    def _push(self, lookup: Any, lr_factor: float) -> None:
+        seq = self._applied + 1
+        start = perf_counter()
+        ack = self._engine.push(lookup, seq=seq, lr_factor=lr_factor)
+        self._seconds.push += perf_counter() - start
+        if ack.duplicate:
+            raise TrainingError(
+                f"the gradients of step {seq} were taken for a repetition of a push that was applied before: the tables "
+                "have been trained further than this run; start from fresh tables, or resume from their own checkpoint"
+            )
+        if self._on_ack is not None:
+            self._on_ack(ack)

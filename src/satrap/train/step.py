@@ -1,0 +1,162 @@
+"""One optimizer step of the dense network: forward, backward, clip, update. Embedding gradients are left on the lookup.
+
+B batch, T labels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import binary_cross_entropy_with_logits
+
+from satrap.errors import JobError, TrainingError
+from satrap.models import Named, Padded
+from satrap.schema import SGD, Adagrad, Adam, AdamW, Job
+from satrap.schema.optimizers import Optimizer
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What a step computed, before anything is changed by it."""
+
+    loss: float
+    """Weighted mean over the batch, mean over labels."""
+    logits: Tensor
+    """float32 [B, T], detached."""
+    gradient_norm: float
+    """L2, over all dense parameters, before clipping."""
+
+    @property
+    def finite(self) -> bool:
+        """Whether the step may be applied."""
+        return _finite(self.loss) and _finite(self.gradient_norm)
+
+
+def _finite(x: float) -> bool:
+    return x - x == 0.0
+
+
+class DenseStep:
+    """Forward and backward of a batch (`compute`), then the dense optimizer's step (`apply`).
+
+    The gradient is that of  Σ_i w_i mean_t l_it / Σ_i w_i  over the whole batch, however it is cut into pieces: w the
+    sample weights (1 without any), l binary cross-entropy of the logits. Used by one thread.
+    """
+
+    def __init__(self, job: Job, model: nn.Module, device: torch.device) -> None:
+        train = job.train
+        self.model = model
+        self.parameters = [p for p in model.parameters() if p.requires_grad]
+        self.optimizer = torch_optimizer(train.optimizer, self.parameters)
+        self._labels = len(job.data.label)
+        self._device = device
+        self._bf16 = train.precision == "bf16"
+        self._piece = train.micro_batch_size
+        self._clip = train.clip_norm
+        self._lr = train.optimizer.lr
+        self._forward: Callable[..., Tensor] = torch.compile(model) if train.compile else model
+
+    def logits(self, numeric: Named, embeddings: Named, size: int) -> Tensor:
+        """The model's logits as float32 [B, T]. Raises TrainingError for a model that returns another shape."""
+        with self._autocast():
+            out = self._forward(numeric, embeddings)
+        if out.dim() == 1 and self._labels == 1:
+            out = out.unsqueeze(1)
+        if out.shape != (size, self._labels):
+            raise TrainingError(
+                f"the model returned logits of shape {tuple(out.shape)} for {size} samples and {self._labels} labels; "
+                f"it must return [{size}, {self._labels}]" + (f" or [{size}]" if self._labels == 1 else "")
+            )
+        return out.float()
+
+    def compute(self, lookup: Any) -> Outcome:
+        """Forward and backward. Leaves gradients on the dense parameters and on the lookup, and changes nothing else
+        (running statistics of batch norm and the random state of dropout excepted)."""
+        if self.optimizer is not None:
+            self.optimizer.zero_grad(set_to_none=True)
+        weights = lookup.weights
+        total = float(lookup.batch.size) if weights is None else float(weights.sum())
+        # All weights zero: the loss is 0 and so is every gradient, rather than 0 / 0.
+        scale = 1.0 / ((total or 1.0) * self._labels)
+        loss, outputs = 0.0, []
+        for numeric, embeddings, labels, piece_weights in self._pieces(lookup):
+            logits = self.logits(numeric, embeddings, labels.shape[0])
+            each = binary_cross_entropy_with_logits(logits, labels, reduction="none")
+            piece_loss = (each.sum() if piece_weights is None else (each.sum(1) * piece_weights).sum()) * scale
+            piece_loss.backward()  # type: ignore[no-untyped-call]
+            loss += float(piece_loss.detach())
+            outputs.append(logits.detach())
+        gradients = [p.grad for p in self.parameters if p.grad is not None]
+        norm = float(nn.utils.get_total_norm(gradients)) if gradients else 0.0
+        return Outcome(loss, outputs[0] if len(outputs) == 1 else torch.cat(outputs), norm)
+
+    def apply(self, outcome: Outcome, lr_factor: float) -> None:
+        """Clips the gradients and steps the optimizer."""
+        if self.optimizer is None:
+            return
+        if self._clip is not None and outcome.gradient_norm > self._clip:
+            # As torch.nn.utils.clip_grad_norm_ scales, its 1e-6 included.
+            factor = self._clip / (outcome.gradient_norm + 1e-6)
+            torch._foreach_mul_([p.grad for p in self.parameters if p.grad is not None], factor)
+        for group in self.optimizer.param_groups:
+            group["lr"] = self._lr * lr_factor
+        self.optimizer.step()
+
+    def _autocast(self) -> AbstractContextManager[Any]:
+        if not self._bf16:
+            return nullcontext()
+        return torch.autocast(self._device.type, dtype=torch.bfloat16)
+
+    def _pieces(self, lookup: Any) -> Iterator[tuple[Named, Named, Tensor, Tensor | None]]:
+        size, piece = lookup.batch.size, self._piece
+        if piece is None or piece >= size:
+            yield lookup.numeric, lookup.embeddings, lookup.labels, lookup.weights
+            return
+        for start in range(0, size, piece):
+            rows = slice(start, min(start + piece, size))
+            weights = None if lookup.weights is None else lookup.weights[rows]
+            yield _cut(lookup.numeric, rows), _cut(lookup.embeddings, rows), lookup.labels[rows], weights
+
+
+def _cut(named: Named, rows: slice) -> Named:
+    """Some samples of each tensor, as views."""
+    sequences = {name: Padded(s.values[rows], s.mask[rows]) for name, s in named.sequences().items()}
+    return Named.packed(named.cat()[rows], named.widths, sequences) if named.widths else Named(sequences)
+
+
+def torch_optimizer(spec: Optimizer, parameters: list[nn.Parameter]) -> torch.optim.Optimizer | None:
+    """The torch optimizer of a spec, in its fused form; None where there is nothing to train.
+
+    Raises JobError for an optimizer that is for tables only.
+    """
+    if not parameters:
+        return None
+    if isinstance(spec, SGD):
+        return torch.optim.SGD(
+            parameters, lr=spec.lr, momentum=spec.momentum, weight_decay=spec.weight_decay, fused=True
+        )
+    if isinstance(spec, Adagrad):
+        return torch.optim.Adagrad(
+            parameters,
+            lr=spec.lr,
+            eps=spec.eps,
+            initial_accumulator_value=spec.initial_accumulator,
+            weight_decay=spec.weight_decay,
+            fused=True,
+        )
+    if isinstance(spec, Adam | AdamW):
+        kind = torch.optim.Adam if isinstance(spec, Adam) else torch.optim.AdamW
+        return kind(
+            parameters,
+            lr=spec.lr,
+            betas=(spec.beta1, spec.beta2),
+            eps=spec.eps,
+            weight_decay=spec.weight_decay,
+            fused=True,
+        )
+    raise JobError(f"train.optimizer: {type(spec).__name__} is for tables; use adam, adamw, adagrad or sgd")
