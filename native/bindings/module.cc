@@ -4,6 +4,7 @@
 #include <nanobind/ndarray.h>
 #include <nanobind/stl/optional.h>
 #include <nanobind/stl/string.h>
+#include <nanobind/stl/tuple.h>
 #include <nanobind/stl/vector.h>
 
 #include <cstring>
@@ -172,7 +173,7 @@ NB_MODULE(_native, m) {
                nb::gil_scoped_release release;
                t->ticket = std::make_unique<Ticket>(std::move(parts), s.tables(), samples, s.pool());
              }
-             return t;
+             return t.release();  // nanobind owns what it is given as a pointer
            })
       .def("pool",
            [](Store& s, const PyTicket& t, const std::vector<In<float, nb::ndim<2>>>& rows,
