@@ -8,11 +8,12 @@ the only I/O, in `satrap.schema.files`.)
 from satrap.schema.features import Categorical, Feature, Label, Numeric, Pooling, Sequence
 from satrap.schema.files import job_from_dict, job_to_dict, load_job, override, save_job
 from satrap.schema.job import Checkpointing, Data, EarlyStopping, Job, Schedule, Store, Train
-from satrap.schema.models import MLP, Custom, DCNv2, DeepFM, DLRM, ModelSpec, WideDeep
+from satrap.schema.models import DLRM, MLP, Custom, DCNv2, DeepFM, ModelSpec, WideDeep
 from satrap.schema.optimizers import SGD, Adagrad, Adam, AdamW, Ftrl, Optimizer, RowWiseAdagrad
 from satrap.schema.tables import Constant, Initializer, Normal, Table, TruncatedNormal, Uniform, ValueFormat, Zeros
 
 __all__ = [
+    "DLRM",
     "MLP",
     "SGD",
     "Adagrad",
@@ -23,7 +24,6 @@ __all__ = [
     "Constant",
     "Custom",
     "DCNv2",
-    "DLRM",
     "Data",
     "DeepFM",
     "EarlyStopping",

@@ -19,7 +19,7 @@ class Pooling(StrEnum):
     SQRTN = "sqrtn"
 
 
-class Categorical(Spec, tag_field="kind", tag="categorical"):
+class Categorical(Spec, frozen=True, kw_only=True, tag_field="kind", tag="categorical"):
     """Ids looked up in a table and pooled to one vector [B, D]. Strings are hashed (xxh3, 64 bits), integers kept."""
 
     name: str
@@ -39,7 +39,7 @@ class Categorical(Spec, tag_field="kind", tag="categorical"):
     """Lists longer than this keep their first ids. None: no limit."""
 
 
-class Sequence(Spec, tag_field="kind", tag="sequence"):
+class Sequence(Spec, frozen=True, kw_only=True, tag_field="kind", tag="sequence"):
     """Ids in order, looked up and given to the model as a padded [B, L, D] tensor and a bool mask [B, L]."""
 
     name: str
@@ -50,7 +50,7 @@ class Sequence(Spec, tag_field="kind", tag="sequence"):
     missing: Literal["id", "empty", "error"] = "empty"
 
 
-class Numeric(Spec, tag_field="kind", tag="numeric"):
+class Numeric(Spec, frozen=True, kw_only=True, tag_field="kind", tag="numeric"):
     """A number (or a fixed-size list of `width` numbers) that goes to the model as it is, after scaling."""
 
     name: str
@@ -73,7 +73,7 @@ class Numeric(Spec, tag_field="kind", tag="numeric"):
 Feature = Categorical | Sequence | Numeric
 
 
-class Label(Spec):
+class Label(Spec, frozen=True, kw_only=True):
     """What is learned: a column that is 0 or 1 (or bool), or equal to `positive` for 1."""
 
     column: str

@@ -1,41 +1,74 @@
-"""Jobs as YAML: strict reading with the path and nearest known key in every message, writing, dotted overrides."""
+"""Jobs as YAML: strict reading, writing, dotted overrides.
+
+The YAML is that of version 1.2 in what a person would trip over: `yes`, `no`, `on` and `off` are words, `12:30` and
+`2024-01-01` are text, `1e-3` is a number, and a repeated key is an error.
+"""
 
 from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
-import msgspec
 import yaml
 
 from satrap.errors import JobError, did_you_mean
-from satrap.schema.base import Spec
-from satrap.schema.job import Job
+from satrap.schema.job import Job, short_forms
+from satrap.schema.strict import convert, item_name, plain
+
+_SCALARS = {
+    "bool": (r"true|True|TRUE|false|False|FALSE", "tTfF"),
+    "int": (r"[-+]?[0-9][0-9_]*|0x[0-9a-fA-F]+", "-+0123456789"),
+    "float": (
+        r"[-+]?(?:\.[0-9]+|[0-9][0-9_]*(?:\.[0-9_]*)?)(?:[eE][-+]?[0-9]+)?|[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN)",
+        "-+0123456789.",
+    ),
+}
+"""Plain words that are not text: YAML tag, pattern, first characters. An int fits float too; the first match counts."""
 
 
 class _Loader(yaml.SafeLoader):
-    """Safe YAML in which `1e-3` is a number (YAML 1.1 wants a dot) and a repeated key is an error."""
+    yaml_implicit_resolvers = {  # noqa: RUF012 - the base class declares it so
+        first: [(tag, pattern) for tag, pattern in found if tag.endswith((":null", ":merge"))]
+        for first, found in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
 
 
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"^[-+]?(?:[0-9][0-9_]*\.?[0-9_]*(?:[eE][-+]?[0-9]+)|\.[0-9_]+(?:[eE][-+]?[0-9]+)?)$"),
-    list("-+0123456789."),
-)
+class _Dumper(yaml.SafeDumper):
+    """Quotes every text that this loader, or one of YAML 1.1, would read as something else."""
 
 
-def _mapping(loader: _Loader, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-    seen: set[Any] = set()
+for _tag, (_pattern, _first) in _SCALARS.items():
+    _full = re.compile(f"^(?:{_pattern})$")
+    _Loader.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", _full, list(_first))
+    _Dumper.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", _full, list(_first))
+
+
+def _int(loader: _Loader, node: yaml.ScalarNode) -> int:
+    # 007 is seven: the octal of YAML 1.1 has surprised everyone who ever met it.
+    text = str(node.value).replace("_", "")
+    return int(text, 16) if text.startswith("0x") else int(text)
+
+
+def _mapping(loader: _Loader, node: yaml.MappingNode) -> dict[str, Any]:
+    seen: set[str] = set()
     for key_node, _ in node.value:
-        key = loader.construct_object(key_node, deep=True)  # type: ignore[no-untyped-call]
-        if key in seen:
-            raise JobError(f"line {key_node.start_mark.line + 1}: the key '{key}' is given twice")
-        seen.add(key)
-    return yaml.SafeLoader.construct_mapping(loader, node, deep=True)
+        line = key_node.start_mark.line + 1
+        if not isinstance(key_node, yaml.ScalarNode):
+            raise JobError(f"line {line}: a key must be a word, not a list or mapping")
+        if key_node.value in seen:
+            raise JobError(f"line {line}: the key '{key_node.value}' is given twice")
+        seen.add(key_node.value)
+    loader.flatten_mapping(node)
+    return {str(k.value): loader.construct_object(v, deep=True) for k, v in node.value}
 
 
+_Loader.add_constructor("tag:yaml.org,2002:int", _int)
 _Loader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _mapping)
+
+
+def _parse(text: str) -> Any:
+    return yaml.load(text, _Loader)
 
 
 def load_job(path: str | Path) -> Job:
@@ -45,8 +78,7 @@ def load_job(path: str | Path) -> Job:
     except (OSError, UnicodeDecodeError) as e:
         raise JobError(f"cannot read the job file {path}: {e}") from e
     try:
-        tree = yaml.load(text, _Loader)
-        return job_from_dict(tree)
+        return job_from_dict(_parse(text))
     except yaml.YAMLError as e:
         raise JobError(f"{path} is not valid YAML: {e}") from e
     except JobError as e:
@@ -57,125 +89,93 @@ def job_from_dict(tree: Any) -> Job:
     """A job from plain dicts and lists, as in YAML. Raises JobError with the dotted path of what is wrong."""
     if not isinstance(tree, dict):
         raise JobError("a job is a mapping with the keys data, features, …; see `satrap train --help`")
-    tree = _sugar(tree)
-    _refuse_unknown(tree, Job, "")
-    try:
-        return msgspec.convert(tree, Job, strict=True)
-    except msgspec.ValidationError as e:
-        if isinstance(e.__cause__, JobError):
-            raise e.__cause__ from None
-        message, _, where = str(e).partition(" - at `$")
-        where = where.rstrip("`").lstrip(".") or "job"
-        raise JobError(f"{where}: {message}") from e
-
-
-def _sugar(tree: dict[str, Any]) -> dict[str, Any]:
-    """Short forms a person writes: one path or label as a plain string instead of a list."""
     tree = dict(tree)
-    data = tree.get("data")
-    if isinstance(data, dict):
-        data = dict(data)
-        for key in ("train", "valid", "test"):
-            if isinstance(data.get(key), str):
-                data[key] = [data[key]]
-        if isinstance(data.get("valid"), int) and not isinstance(data["valid"], bool):
-            data["valid"] = float(data["valid"])
-        label = data.get("label")
-        if isinstance(label, str | dict):
-            label = [label]
-        if isinstance(label, list):
-            data["label"] = [{"column": x} if isinstance(x, str) else x for x in label]
-        tree["data"] = data
-    return tree
-
-
-def _refuse_unknown(value: Any, kind: Any, where: str) -> None:
-    """Walks the tree beside the types; an unknown key is refused with the nearest known one."""
-    args = get_args(kind)
-    if isinstance(value, list | tuple):
-        inner = [a for a in args if get_args(a)] or list(args)
-        element = inner[0] if inner else None
-        if element is not None and element is not Ellipsis:
-            for i, item in enumerate(value):
-                label = item.get("name", i) if isinstance(item, dict) else i
-                _refuse_unknown(item, element, f"{where}.{label}" if where else str(label))
-        return
-    if not isinstance(value, dict):
-        return
-    options = [a for a in (args or (kind,)) if isinstance(a, type) and issubclass(a, Spec)]
-    if not options:
-        return
-    if len(options) > 1 or options[0].__struct_config__.tag_field is not None:
-        tags = {str(o.__struct_config__.tag): o for o in options}
-        tag = value.get("kind")
-        if tag is None:
-            raise JobError(f"{where}: the key 'kind' is missing; one of {', '.join(tags)}")
-        if tag not in tags:
-            raise JobError(f"{where}.kind: unknown kind '{tag}'; {did_you_mean(str(tag), tags)}")
-        chosen: type[Spec] = tags[tag]
-        known = {"kind"}
-    else:
-        chosen, known = options[0], set()
-    fields = {f.name: f.type for f in msgspec.structs.fields(chosen)}
-    for key, item in value.items():
-        path = f"{where}.{key}" if where else str(key)
-        if key not in fields and key not in known:
-            raise JobError(f"{path}: unknown key '{key}'; {did_you_mean(str(key), {*fields, *known})}")
-        if key in fields:
-            _refuse_unknown(item, fields[key], path)
+    if "data" in tree:
+        tree["data"] = short_forms(tree["data"])
+    job = convert(tree, Job, "")
+    assert isinstance(job, Job)
+    return job
 
 
 def job_to_dict(job: Job) -> dict[str, Any]:
     """The whole job as plain dicts and lists; `job_from_dict` gives the equal job back."""
-    tree = msgspec.to_builtins(job)
+    tree = plain(job)
     assert isinstance(tree, dict)
     return tree
 
 
 def save_job(job: Job, path: str | Path) -> None:
     """Writes the whole job as YAML, every setting spelled out."""
-    text = yaml.safe_dump(job_to_dict(job), sort_keys=False, allow_unicode=True, width=110)
+    text = yaml.dump(job_to_dict(job), Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=110)
     Path(path).write_text(text, encoding="utf-8")
 
 
 def override(job: Job, assignments: list[str]) -> Job:
-    """A copy of the job with dotted settings changed, values read as YAML.
+    """A copy of the job with dotted settings changed in the order given, values read as YAML.
 
-    List items are named: `features.age.scale=standard`, `tables.user.dim=32`.
-    Raises JobError for a path that does not exist or a value that does not fit.
+    List items are named: `features.age.scale=standard`, `tables.user.dim=32`, `data.label.click.positive=yes`. A table
+    that features use but the job does not declare can be named as well. A new `kind` brings its own settings: those of
+    the old kind do not carry over. Raises JobError for a path that does not exist or a value that does not fit.
     """
     tree = job_to_dict(job)
-    for a in assignments:
-        path, eq, text = a.partition("=")
+    # Undeclared tables are written out with the default dim, so that one has to be known first.
+    for text in sorted(assignments, key=lambda a: not a.startswith("default_dim=")):
+        path, eq, value = text.partition("=")
         if not eq or not path:
-            raise JobError(f"override '{a}': write it as key.subkey=value, for example train.staleness=0")
+            raise JobError(f"override '{text}': write it as key.subkey=value, for example train.staleness=0")
         try:
-            value = yaml.load(text, _Loader)
+            parsed = _parse(value)
         except yaml.YAMLError as e:
-            raise JobError(f"override '{a}': the value is not valid YAML: {e}") from e
-        _assign(tree, path.split("."), value, a)
+            raise JobError(f"override '{text}': the value is not valid YAML: {e}") from e
+        *parents, last = path.split(".")
+        node = _walk(tree, parents, text)
+        if last == "kind" and ".".join(parents) not in _PLAIN_KINDS and node.get("kind") != parsed:
+            kept = {key: node[key] for key in _IDENTITY if key in node}
+            node.clear()
+            node.update(kept)
+        node[last] = parsed
     return job_from_dict(tree)
 
 
-def _assign(node: Any, keys: list[str], value: Any, text: str) -> None:
-    *parents, last = keys
-    for key in parents:
+_PLAIN_KINDS = {"train.schedule"}
+"""Where `kind` is a setting among others, not the tag that decides which other settings there are."""
+
+_IDENTITY = ("name", "column", "table")
+"""What a feature keeps when it becomes one of another kind."""
+
+
+def _walk(tree: dict[str, Any], keys: list[str], text: str) -> dict[str, Any]:
+    """The mapping that `keys` lead to; an absent optional part on the way is begun."""
+    node: Any = tree
+    rest = keys
+    while rest:
         if isinstance(node, list):
-            names = {str(x.get("name", i)): x for i, x in enumerate(node) if isinstance(x, dict)}
-            if key not in names:
-                raise JobError(f"override '{text}': there is no '{key}'; {did_you_mean(key, names)}")
-            node = names[key]
+            items = {item_name(x, i): x for i, x in enumerate(node)}
+            if node is tree["tables"]:
+                items = {**_undeclared_tables(tree), **items}
+            # Names may hold dots themselves; the longest that fits is meant.
+            length = next((n for n in range(len(rest), 0, -1) if ".".join(rest[:n]) in items), None)
+            if length is None:
+                raise JobError(f"override '{text}': there is no '{rest[0]}'; {did_you_mean(rest[0], items)}")
+            item = items[".".join(rest[:length])]
+            if isinstance(item, dict) and not any(item is x for x in node):
+                node.append(item)
+            node, rest = item, rest[length:]
         elif isinstance(node, dict):
+            key, *rest = rest
             if key not in node:
                 raise JobError(f"override '{text}': unknown key '{key}'; {did_you_mean(key, node)}")
             if node[key] is None:
                 node[key] = {}
             node = node[key]
         else:
-            raise JobError(f"override '{text}': '{key}' is below a plain value")
+            break
     if not isinstance(node, dict):
-        raise JobError(f"override '{text}': '{last}' must name a setting")
-    # A new kind brings its own settings: what was set for the old one does not carry over.
-    if last == "kind":
-        node.clear()
-    node[last] = value
+        raise JobError(f"override '{text}': '{'.'.join(keys)}' is not a mapping, so nothing in it can be set")
+    return node
+
+
+def _undeclared_tables(tree: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """Tables that features use without the job declaring them, as they would be declared."""
+    names = [f.get("table") or f.get("name") for f in tree["features"] if f.get("kind") != "numeric"]
+    return {name: {"name": name, "dim": tree["default_dim"]} for name in names}

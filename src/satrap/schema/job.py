@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
-from satrap.errors import JobError, did_you_mean
+import msgspec
+
 from satrap.schema.base import Spec
+from satrap.schema.checks import check
 from satrap.schema.features import Categorical, Feature, Label, Numeric, Sequence
-from satrap.schema.models import MLP, DeepFM, DLRM, ModelSpec, WideDeep
-from satrap.schema.optimizers import Adam, Ftrl, Optimizer, RowWiseAdagrad
+from satrap.schema.models import MLP, ModelSpec
+from satrap.schema.optimizers import Adam, Optimizer, RowWiseAdagrad
+from satrap.schema.strict import convert, plain
 from satrap.schema.tables import Table
 
 
-class Data(Spec):
+class Data(Spec, frozen=True, kw_only=True):
     """Where rows come from. Paths are local or any fsspec URL, globs and folders allowed."""
 
     train: tuple[str, ...]
@@ -29,7 +32,7 @@ class Data(Spec):
     """Rows of the shuffle window. Memory follows it; larger mixes better. 0: in file order."""
 
 
-class Schedule(Spec):
+class Schedule(Spec, frozen=True, kw_only=True):
     """Factor on every learning rate, dense and tables, by optimizer step."""
 
     kind: Literal["constant", "linear", "cosine"] = "constant"
@@ -40,7 +43,7 @@ class Schedule(Spec):
     end_factor: float = 0.0
 
 
-class EarlyStopping(Spec):
+class EarlyStopping(Spec, frozen=True, kw_only=True):
     """Stops when the validation metric has not improved for `patience` evaluations, and keeps the best checkpoint."""
 
     metric: Literal["auc", "log_loss"] = "auc"
@@ -48,7 +51,7 @@ class EarlyStopping(Spec):
     min_delta: float = 0.0
 
 
-class Checkpointing(Spec):
+class Checkpointing(Spec, frozen=True, kw_only=True):
     """When checkpoints are saved, beside the one at the end and on Ctrl-C."""
 
     every_steps: int | None = None
@@ -56,7 +59,7 @@ class Checkpointing(Spec):
     """The newest kept, besides the best."""
 
 
-class Train(Spec):
+class Train(Spec, frozen=True, kw_only=True):
     """How the job is trained."""
 
     batch_size: int = 4096
@@ -91,7 +94,7 @@ class Train(Spec):
     log_every_steps: int = 20
 
 
-class Store(Spec):
+class Store(Spec, frozen=True, kw_only=True):
     """The memory of the tables."""
 
     partitions: int = 64
@@ -100,7 +103,7 @@ class Store(Spec):
     """Threads of lookups and updates. None: the cores this process may use."""
 
 
-class Job(Spec):
+class Job(Spec, frozen=True, kw_only=True):
     """Everything that decides a training run. Equal jobs on equal data give equal models at staleness 0."""
 
     data: Data
@@ -136,93 +139,30 @@ class Job(Spec):
             name = self.table_of(f)
             table = declared.get(name) or Table(name=name, dim=self.default_dim)
             if table.optimizer is None:
-                table = _replace(table, optimizer=self.train.embedding_optimizer)
+                table = msgspec.structs.replace(table, optimizer=self.train.embedding_optimizer)
             used.setdefault(name, table)
         return tuple(used.values())
 
     def __post_init__(self) -> None:
+        # Specs made in Python are as strict as YAML: each part is converted to its declared type, lists to tuples.
+        for field in msgspec.structs.fields(type(self)):
+            tree = plain(getattr(self, field.name))
+            tree = short_forms(tree) if field.name == "data" else tree
+            msgspec.structs.force_setattr(self, field.name, convert(tree, field.type, field.name))
         check(self)
 
 
-def _replace(table: Table, *, optimizer: Optimizer) -> Table:
-    import msgspec
-
-    return msgspec.structs.replace(table, optimizer=optimizer)
-
-
-def check(job: Job) -> None:
-    """Raises JobError for what types alone cannot say: ranges, duplicates, names that refer to nothing."""
-
-    def need(ok: bool, where: str, message: str) -> None:
-        if not ok:
-            raise JobError(f"{where}: {message}")
-
-    def unique(names: list[str], where: str) -> None:
-        seen: set[str] = set()
-        for n in names:
-            need(n not in seen, where, f"the name '{n}' is used twice; names must be unique")
-            seen.add(n)
-
-    d, t, s = job.data, job.train, job.store
-    need(len(d.train) > 0, "data.train", "no files given")
-    need(len(d.label) > 0, "data.label", "no label given; name the column that holds 0 or 1")
-    if isinstance(d.valid, float | int):
-        need(0 <= d.valid < 1, "data.valid", f"a fraction must be in [0, 1), got {d.valid}")
-    need(d.shuffle_rows >= 0, "data.shuffle_rows", f"must be 0 (no shuffling) or more, got {d.shuffle_rows}")
-    unique([x.column for x in d.label], "data.label")
-    unique([f.name for f in job.features], "features")
-    unique([x.name for x in job.tables], "tables")
-    need(len(job.features) > 0, "features", "no features given")
-    for f in job.features:
-        where = f"features.{f.name}"
-        if isinstance(f, Numeric):
-            need(f.width >= 1, f"{where}.width", f"must be 1 or more, got {f.width}")
-            need(f.std is None or f.std > 0, f"{where}.std", f"must be above 0, got {f.std}")
-            need((f.mean is None) == (f.std is None), where, "give both mean and std, or neither")
-            need(f.mean is None or f.scale == "standard", f"{where}.mean", "is used with scale: standard only")
-        else:
-            need(f.max_length is None or f.max_length >= 1, f"{where}.max_length", f"must be 1 or more, got {f.max_length}")
-        if isinstance(f, Categorical) and f.buckets is not None:
-            need(len(f.buckets) > 0, f"{where}.buckets", "no boundaries given")
-            need(list(f.buckets) == sorted(set(f.buckets)), f"{where}.buckets", "boundaries must ascend")
-    labels = {x.column for x in d.label}
-    for f in job.features:
-        need((f.column or f.name) not in labels, f"features.{f.name}", "is the label; a feature must not be")
-    used = {job.table_of(f) for f in job.id_features}
-    for table in job.tables:
-        where = f"tables.{table.name}"
-        need(1 <= table.dim <= 4096, f"{where}.dim", f"must be 1 to 4096, got {table.dim}")
-        need(table.name in used, where, f"no feature uses this table; {did_you_mean(table.name, used)}")
-        need(table.max_gradient is None or table.max_gradient > 0, f"{where}.max_gradient", f"must be above 0, got {table.max_gradient}")
-    need(1 <= job.default_dim <= 4096, "default_dim", f"must be 1 to 4096, got {job.default_dim}")
-    if isinstance(job.model, DLRM | DeepFM | WideDeep) and not isinstance(job.model, WideDeep):
-        dims = {x.name: x.dim for x in job.resolved_tables()}
-        need(len(set(dims.values())) <= 1, "model", f"{type(job.model).__name__} needs tables of one dim, got {dims}")
-    need(t.batch_size >= 1, "train.batch_size", f"must be 1 or more, got {t.batch_size}")
-    need(t.micro_batch_size is None or 1 <= t.micro_batch_size <= t.batch_size, "train.micro_batch_size", f"must be 1 to batch_size ({t.batch_size}), got {t.micro_batch_size}")
-    need(t.epochs >= 1, "train.epochs", f"must be 1 or more, got {t.epochs}")
-    need(t.max_steps is None or t.max_steps >= 1, "train.max_steps", f"must be 1 or more, got {t.max_steps}")
-    need(0 <= t.staleness <= 255, "train.staleness", f"must be 0 to 255, got {t.staleness}")
-    need(t.sync_warmup_steps >= 0, "train.sync_warmup_steps", f"must be 0 or more, got {t.sync_warmup_steps}")
-    need(t.log_every_steps >= 1, "train.log_every_steps", f"must be 1 or more, got {t.log_every_steps}")
-    need(t.eval_every_steps is None or t.eval_every_steps >= 1, "train.eval_every_steps", f"must be 1 or more, got {t.eval_every_steps}")
-    need(t.clip_norm is None or t.clip_norm > 0, "train.clip_norm", f"must be above 0, got {t.clip_norm}")
-    need(not isinstance(t.optimizer, RowWiseAdagrad | Ftrl), "train.optimizer", "rowwise_adagrad and ftrl are for tables; use adam, adamw, adagrad or sgd")
-    need(t.checkpoint.keep >= 1, "train.checkpoint.keep", f"must be 1 or more, got {t.checkpoint.keep}")
-    need(t.checkpoint.every_steps is None or t.checkpoint.every_steps >= 1, "train.checkpoint.every_steps", f"must be 1 or more, got {t.checkpoint.every_steps}")
-    for where, n in (("train.threads", t.threads), ("store.threads", s.threads)):
-        need(n is None or 1 <= n <= 1024, where, f"must be 1 to 1024, got {n}")
-    need(1 <= s.partitions <= 65536 and s.partitions & (s.partitions - 1) == 0, "store.partitions", f"must be a power of 2, 1 to 65536, got {s.partitions}")
-    sch = t.schedule
-    need(sch.warmup_steps >= 0, "train.schedule.warmup_steps", f"must be 0 or more, got {sch.warmup_steps}")
-    need(sch.decay_steps is None or sch.decay_steps >= 1, "train.schedule.decay_steps", f"must be 1 or more, got {sch.decay_steps}")
-    need(0 <= sch.end_factor <= 1, "train.schedule.end_factor", f"must be 0 to 1, got {sch.end_factor}")
-    need(t.early_stopping is None or t.early_stopping.patience >= 1, "train.early_stopping.patience", "must be 1 or more")
-    for where, o in [("train.optimizer", t.optimizer), *((f"tables.{x.name}.optimizer", x.optimizer) for x in job.resolved_tables())]:
-        need(o is None or o.lr > 0, f"{where}.lr", f"must be above 0, got {getattr(o, 'lr', None)}")
-        for field in ("momentum", "beta1", "beta2"):
-            v = getattr(o, field, 0.0)
-            need(0 <= v < 1, f"{where}.{field}", f"must be in [0, 1), got {v}")
-        for field in ("weight_decay", "eps", "initial_accumulator", "l1", "l2", "beta"):
-            v = getattr(o, field, 0.0)
-            need(v >= 0, f"{where}.{field}", f"must be 0 or more, got {v}")
+def short_forms(data: Any) -> Any:
+    """The `data` part with what a person may write short spelled out: one path or one label instead of a list."""
+    if not isinstance(data, dict):
+        return data
+    data = dict(data)
+    for key in ("train", "valid", "test"):
+        if isinstance(data.get(key), str):
+            data[key] = [data[key]]
+    label = data.get("label")
+    if isinstance(label, str | dict):
+        label = [label]
+    if isinstance(label, list | tuple):
+        data["label"] = [{"column": x} if isinstance(x, str) else x for x in label]
+    return data

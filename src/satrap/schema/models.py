@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
+import msgspec
+
 from satrap.schema.base import Spec
 
 
-class MLP(Spec, tag_field="kind", tag="mlp"):
+class MLP(Spec, frozen=True, kw_only=True, tag_field="kind", tag="mlp"):
     """All embeddings and numbers concatenated, then a multi-layer perceptron."""
 
     hidden: tuple[int, ...] = (256, 64)
@@ -17,7 +19,7 @@ class MLP(Spec, tag_field="kind", tag="mlp"):
     dropout: float = 0.0
 
 
-class DLRM(Spec, tag_field="kind", tag="dlrm"):
+class DLRM(Spec, frozen=True, kw_only=True, tag_field="kind", tag="dlrm"):
     """DLRM (Naumov et al. 2019, arXiv 1906.00091): pairwise dot products of embeddings. All tables of one dim."""
 
     bottom: tuple[int, ...] = (64,)
@@ -26,7 +28,7 @@ class DLRM(Spec, tag_field="kind", tag="dlrm"):
     dropout: float = 0.0
 
 
-class DCNv2(Spec, tag_field="kind", tag="dcnv2"):
+class DCNv2(Spec, frozen=True, kw_only=True, tag_field="kind", tag="dcnv2"):
     """DCN-v2 (Wang et al., WWW 2021, arXiv 2008.13535): cross layers and a deep tower, parallel or stacked."""
 
     cross_layers: int = 3
@@ -38,7 +40,7 @@ class DCNv2(Spec, tag_field="kind", tag="dcnv2"):
     dropout: float = 0.0
 
 
-class DeepFM(Spec, tag_field="kind", tag="deepfm"):
+class DeepFM(Spec, frozen=True, kw_only=True, tag_field="kind", tag="deepfm"):
     """DeepFM (Guo et al., IJCAI 2017, arXiv 1703.04247): factorisation machine and deep tower on the same rows.
 
     The first value of each row is its linear weight, the others its factors. All tables of one dim, at least 2.
@@ -49,7 +51,7 @@ class DeepFM(Spec, tag_field="kind", tag="deepfm"):
     dropout: float = 0.0
 
 
-class WideDeep(Spec, tag_field="kind", tag="wide_deep"):
+class WideDeep(Spec, frozen=True, kw_only=True, tag_field="kind", tag="wide_deep"):
     """Wide & Deep (Cheng et al. 2016, arXiv 1606.07792). The first value of each row is its wide weight."""
 
     hidden: tuple[int, ...] = (256, 64)
@@ -57,12 +59,12 @@ class WideDeep(Spec, tag_field="kind", tag="wide_deep"):
     dropout: float = 0.0
 
 
-class Custom(Spec, tag_field="kind", tag="custom"):
+class Custom(Spec, frozen=True, kw_only=True, tag_field="kind", tag="custom"):
     """The user's own torch module, imported from where the command runs; never from a checkpoint."""
 
     path: str
     """`package.module:Class`; called as `Class(**args)`."""
-    args: dict[str, Any] = {}
+    args: dict[str, Any] = msgspec.field(default_factory=dict)
 
 
 ModelSpec = MLP | DLRM | DCNv2 | DeepFM | WideDeep | Custom

@@ -11,7 +11,7 @@ from __future__ import annotations
 from satrap.schema.base import Spec
 
 
-class SGD(Spec, tag_field="kind", tag="sgd"):
+class SGD(Spec, frozen=True, kw_only=True, tag_field="kind", tag="sgd"):
     """Stochastic gradient descent (`torch.optim.SGD`). State: none, or D values a row with momentum."""
 
     lr: float = 0.05
@@ -19,7 +19,7 @@ class SGD(Spec, tag_field="kind", tag="sgd"):
     weight_decay: float = 0.0
 
 
-class Adagrad(Spec, tag_field="kind", tag="adagrad"):
+class Adagrad(Spec, frozen=True, kw_only=True, tag_field="kind", tag="adagrad"):
     """Adagrad (Duchi et al. 2011; `torch.optim.Adagrad`). State: D values a row."""
 
     lr: float = 0.05
@@ -28,7 +28,7 @@ class Adagrad(Spec, tag_field="kind", tag="adagrad"):
     weight_decay: float = 0.0
 
 
-class RowWiseAdagrad(Spec, tag_field="kind", tag="rowwise_adagrad"):
+class RowWiseAdagrad(Spec, frozen=True, kw_only=True, tag_field="kind", tag="rowwise_adagrad"):
     """Adagrad with one accumulator a row, the mean of squared gradients (TorchRec's RowWiseAdagrad). State: one value.
 
     Tables only.
@@ -40,7 +40,7 @@ class RowWiseAdagrad(Spec, tag_field="kind", tag="rowwise_adagrad"):
     weight_decay: float = 0.0
 
 
-class Adam(Spec, tag_field="kind", tag="adam"):
+class Adam(Spec, frozen=True, kw_only=True, tag_field="kind", tag="adam"):
     """Adam (Kingma and Ba 2015; `torch.optim.Adam`). State: 2 D values and a step count a row.
 
     Bias correction counts the steps of the row itself, so it is right on any server and after any restore.
@@ -53,7 +53,7 @@ class Adam(Spec, tag_field="kind", tag="adam"):
     weight_decay: float = 0.0
 
 
-class AdamW(Spec, tag_field="kind", tag="adamw"):
+class AdamW(Spec, frozen=True, kw_only=True, tag_field="kind", tag="adamw"):
     """Adam with decoupled weight decay (Loshchilov and Hutter 2019; `torch.optim.AdamW`). State as Adam's."""
 
     lr: float = 0.001
@@ -63,7 +63,7 @@ class AdamW(Spec, tag_field="kind", tag="adamw"):
     weight_decay: float = 0.01
 
 
-class Ftrl(Spec, tag_field="kind", tag="ftrl"):
+class Ftrl(Spec, frozen=True, kw_only=True, tag_field="kind", tag="ftrl"):
     """FTRL-Proximal (McMahan et al., KDD 2013, algorithm 1). State: 2 D values a row (z, n). Tables only.
 
     `lr` is the paper's alpha, `beta` its beta; `l1` and `l2` its lambda 1 and 2.

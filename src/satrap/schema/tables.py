@@ -15,41 +15,41 @@ class ValueFormat(StrEnum):
     FP16 = "fp16"
 
 
-class Uniform(Spec, tag_field="kind", tag="uniform"):
+class Uniform(Spec, frozen=True, kw_only=True, tag_field="kind", tag="uniform"):
     """Values uniform in [low, high)."""
 
     low: float = -0.01
     high: float = 0.01
 
 
-class Normal(Spec, tag_field="kind", tag="normal"):
+class Normal(Spec, frozen=True, kw_only=True, tag_field="kind", tag="normal"):
     """Values normal with mean and standard deviation."""
 
     mean: float = 0.0
     std: float = 0.01
 
 
-class TruncatedNormal(Spec, tag_field="kind", tag="truncated_normal"):
+class TruncatedNormal(Spec, frozen=True, kw_only=True, tag_field="kind", tag="truncated_normal"):
     """Values normal, cut at two standard deviations from the mean."""
 
     mean: float = 0.0
     std: float = 0.01
 
 
-class Constant(Spec, tag_field="kind", tag="constant"):
+class Constant(Spec, frozen=True, kw_only=True, tag_field="kind", tag="constant"):
     """Every value the same."""
 
     value: float = 0.0
 
 
-class Zeros(Spec, tag_field="kind", tag="zeros"):
+class Zeros(Spec, frozen=True, kw_only=True, tag_field="kind", tag="zeros"):
     """Every value zero."""
 
 
 Initializer = Uniform | Normal | TruncatedNormal | Constant | Zeros
 
 
-class Table(Spec):
+class Table(Spec, frozen=True, kw_only=True):
     """An embedding table: an id space of its own; several features may share it."""
 
     name: str

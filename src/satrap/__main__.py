@@ -1,0 +1,6 @@
+"""`python -m satrap`: the command line."""
+
+from satrap.cli import main
+
+if __name__ == "__main__":
+    main()

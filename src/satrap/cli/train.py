@@ -1,0 +1,149 @@
+"""`satrap train`: from files or a job to a trained, evaluated, saved model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from satrap.cli import show
+from satrap.cli.failures import EXIT_INTERRUPTED, UsageError
+from satrap.cli.options import Debug, Quiet, examples
+from satrap.cli.sources import Words, check_resumed_job, find_run, sort_words
+from satrap.schema import Job, load_job, override, save_job
+
+NAME = "train"
+EXAMPLES = examples(
+    "satrap train clicks.parquet --label click",
+    "satrap train clicks.parquet --label click --save-job job.yaml --dry-run",
+    "satrap train job.yaml train.staleness=0 tables.user.dim=32",
+    "satrap train --resume runs/clicks-20260101-120000",
+)
+
+INFERENCE = "From data files"
+
+
+def command(
+    source: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="JOB.YAML | DATA... [KEY=VALUE]...",
+            help="A job file, or data files to infer the job from; then settings to change, as dotted paths.",
+            show_default=False,
+        ),
+    ] = None,
+    resume: Annotated[
+        Path | None, typer.Option(metavar="RUN", help="Go on with this run from the exact row where it stopped.")
+    ] = None,
+    run_dir: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Folder of this run; default runs/<job>-<time>.")
+    ] = None,
+    epochs: Annotated[int | None, typer.Option(help="Passes over the data; short for train.epochs=.")] = None,
+    label: Annotated[
+        list[str] | None,
+        typer.Option(metavar="COLUMN", help="Column of 0 and 1. Repeat for several tasks.", rich_help_panel=INFERENCE),
+    ] = None,
+    positive: Annotated[
+        str | None,
+        typer.Option(metavar="VALUE", help="The label is this value or not, like '>50K'.", rich_help_panel=INFERENCE),
+    ] = None,
+    test: Annotated[
+        list[str] | None,
+        typer.Option(metavar="DATA", help="Files to test the finished model on.", rich_help_panel=INFERENCE),
+    ] = None,
+    valid: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FRACTION|DATA", help="Rows to hold out, or a file of them; default 0.1.", rich_help_panel=INFERENCE
+        ),
+    ] = None,
+    save_job: Annotated[
+        Path | None,
+        typer.Option(metavar="JOB.YAML", help="Write the inferred job to this file.", rich_help_panel=INFERENCE),
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the job, train nothing.")] = False,
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> None:
+    """Train, evaluate and save a model.
+
+    From data files alone, the features are inferred: strings and integers become ids with an embedding, floats become
+    numbers, lists become multi-valued features. From a job file, everything is as the file says.
+    """
+    words = sort_words(source or [])
+    overrides = [*words.overrides, *([f"train.epochs={epochs}"] if epochs is not None else [])]
+    inferring = {"--label": label, "--positive": positive, "--test": test, "--valid": valid, "--save-job": save_job}
+    if resume is not None:
+        _refuse_together("--resume", {**inferring, "--run-dir": run_dir, "a job": words.job_file, "data": words.data})
+        run = find_run(resume)
+        before = load_job(run / "job.yaml")
+        job = override(before, overrides)
+        check_resumed_job(before, job)
+        run_dir = run
+    elif words.job_file is not None:
+        _refuse_together(f"the job file {words.job_file}", inferring)
+        job = override(load_job(words.job_file), overrides)
+    else:
+        job = _inferred(words, label, positive, test, valid, overrides, quiet=quiet)
+        if save_job is not None:
+            _save(job, save_job, quiet=quiet)
+    if not quiet:
+        show.job(job)
+    if not dry_run:
+        _train(job, run_dir, resume=resume is not None, quiet=quiet)
+
+
+def _inferred(
+    words: Words,
+    label: list[str] | None,
+    positive: str | None,
+    test: list[str] | None,
+    valid: str | None,
+    overrides: list[str],
+    *,
+    quiet: bool,
+) -> Job:
+    if not words.data:
+        raise UsageError("give a job file, or data files and --label")
+    if not label:
+        raise UsageError(f"--label is missing: name the column of {words.data[0]} that holds 0 or 1")
+    from satrap.data import infer_job
+
+    inference = infer_job(words.data, label, positive=positive, test=test or (), valid=_valid(valid))
+    if not quiet:
+        show.notes(inference.notes)
+    return override(inference.job, overrides)
+
+
+def _valid(text: str | None) -> float | tuple[str, ...]:
+    if text is None:
+        return 0.1
+    try:
+        return float(text)
+    except ValueError:
+        return (text,)
+
+
+def _refuse_together(what: str, options: Mapping[str, object]) -> None:
+    given = [name for name, value in options.items() if value]
+    if given:
+        raise UsageError(f"{what} already says what to train; {' and '.join(given)} cannot be given with it")
+
+
+def _save(job: Job, path: Path, *, quiet: bool) -> None:
+    save_job(job, path)
+    if not quiet:
+        show.line(f"Job written to {path}; train it again with: satrap train {path}")
+
+
+def _train(job: Job, run_dir: Path | None, *, resume: bool, quiet: bool) -> None:
+    from satrap.train import Trainer
+
+    trainer = Trainer(job, run_dir=run_dir, progress=False if quiet else None)
+    result = trainer.fit(resume=resume)
+    show.result(result, trainer)
+    if result.stopped == "interrupted":
+        show.line(f"Interrupted; the checkpoint is saved. Go on with: satrap train --resume {result.run_dir}")
+        raise typer.Exit(EXIT_INTERRUPTED)
