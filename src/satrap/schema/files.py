@@ -171,7 +171,8 @@ def _walk(tree: dict[str, Any], keys: list[str], text: str) -> dict[str, Any]:
         else:
             break
     if not isinstance(node, dict):
-        raise JobError(f"override '{text}': '{'.'.join(keys)}' is not a mapping, so nothing in it can be set")
+        what = "a list; name an item and a setting of it" if isinstance(node, list) else "a plain value"
+        raise JobError(f"override '{text}': '{'.'.join(keys)}' is {what}")
     return node
 
 
