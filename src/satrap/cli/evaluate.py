@@ -25,8 +25,8 @@ def command(
 
     path = find_checkpoint(checkpoint)
     trainer = Trainer.from_checkpoint(path)
-    metrics = trainer.evaluate(data)
+    evaluation = trainer.evaluate(data)
     if as_json:
-        show.as_json({"checkpoint": str(path), "data": data, **show.metrics_fields(metrics)})
+        show.as_json({"checkpoint": str(path), "data": data, **evaluation.figures()})
     else:
-        show.metrics(metrics, title=f"{path}")
+        show.evaluation(evaluation, title=f"{path}")

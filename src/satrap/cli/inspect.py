@@ -36,4 +36,8 @@ def command(
         else:
             typer.echo(value)
         return
-    show.checkpoint(path, checkpoints.load(path), as_json=as_json)
+    summary = checkpoints.inspect(path)
+    if as_json:
+        show.as_json(show.summary_fields(summary))
+    else:
+        show.summary(summary)

@@ -1,9 +1,11 @@
-"""How jobs, metrics, results and checkpoints look on a terminal. Lines that scripts may read stay plain text."""
+"""How jobs, metrics, results and checkpoints look on a terminal, and the plain values of `--json`."""
 
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import typer
@@ -13,6 +15,9 @@ from satrap.schema import Categorical, Feature, Job, Numeric, Sequence
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table as Grid
+
+    from satrap.checkpoint import Summary
+    from satrap.train import Evaluation, Result
 
 FEATURES_SHOWN = 40
 """Longer lists are cut here; the run folder's job.yaml has them all."""
@@ -25,7 +30,25 @@ def line(text: str) -> None:
 
 def as_json(value: Mapping[str, Any]) -> None:
     """One JSON document on stdout."""
-    typer.echo(json.dumps(value, indent=2))
+    typer.echo(json.dumps(_undefined_as_null(value), indent=2, allow_nan=False))
+
+
+def _undefined_as_null(value: Any) -> Any:
+    """JSON has no NaN."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if isinstance(value, Mapping):
+        return {k: _undefined_as_null(v) for k, v in value.items()}
+    return value
+
+
+def decimal(x: float, digits: int = 4) -> str:
+    """A figure with a fixed number of digits; n/a where it is undefined.
+
+    >>> decimal(0.91234567), decimal(float("nan"))
+    ('0.9123', 'n/a')
+    """
+    return "n/a" if math.isnan(x) else f"{x:.{digits}f}"
 
 
 def notes(lines: Iterable[str]) -> None:
@@ -132,7 +155,8 @@ def _paths(paths: Iterable[str]) -> str:
 def _console() -> Console:
     from rich.console import Console
 
-    return Console(highlight=False, soft_wrap=False)
+    # No markup: names of columns and files may hold square brackets.
+    return Console(highlight=False, markup=False)
 
 
 def _grid(*columns: str) -> Grid:
@@ -156,3 +180,119 @@ def _facts(title: str | None = None) -> Grid:
     facts.add_column(style="cyan", no_wrap=True)
     facts.add_column(overflow="fold")
     return facts
+
+
+def result(result: Result) -> None:
+    """The table a training run ends in."""
+    facts = _facts(f"{result.run_dir.name}: {_ENDINGS[result.stopped]}")
+    for name, e in (("test", result.test), ("valid", result.valid)):
+        if e is not None:
+            facts.add_row(
+                f"{name} AUC", f"[bold]{decimal(e.auc)}[/bold]{_plus_minus(e)}  of {count(e.samples)} samples"
+            )
+            facts.add_row(f"{name} log loss", decimal(e.log_loss))
+    facts.add_row("samples/s", count(result.samples_per_s))
+    passes = f"{result.epochs} epoch" + ("s" if result.epochs != 1 else "")
+    facts.add_row("trained", f"{count(result.samples)} samples, {count(result.steps)} steps, {passes}")
+    facts.add_row("rows", count(result.rows))
+    size_ = result.size
+    if size_.rows:
+        parts = (size_.value_bytes, size_.state_bytes, size_.overhead_bytes)
+        values, state, beside = (f"{n / size_.rows:.1f}" for n in parts)
+        facts.add_row(
+            "bytes a row", f"{size_.bytes_per_row:.1f} (values {values}, optimizer state {state}, index {beside})"
+        )
+    if not math.isnan(result.staleness_mean):
+        facts.add_row("staleness", f"{result.staleness_mean:.2f} updates on average, {result.staleness_max} at most")
+    facts.add_row("run", _path(result.run_dir))
+    facts.add_row("checkpoint", _path(result.checkpoint) if result.checkpoint else "none")
+    if result.plots:
+        facts.add_row("plots", _path(result.plots[0].parent))
+    _console().print(facts)
+
+
+_ENDINGS = {"done": "trained", "early_stopping": "stopped early, at its best", "interrupted": "interrupted"}
+
+
+def _auc(auc: float, error_bound: float) -> str:
+    return decimal(auc) + (f" ± {error_bound:.1g}" if error_bound > 0 else "")
+
+
+def _path(path: Path) -> str:
+    """A path relative to where the user is, where it is below that."""
+    try:
+        return str(path.resolve().relative_to(Path.cwd()))
+    except ValueError:
+        return str(path)
+
+
+def evaluation(e: Evaluation, title: str) -> None:
+    """Metrics of a saved model; by label where there are several."""
+    facts = _facts(title)
+    for label, m in e.by_label.items():
+        lead = f"{label}: " if len(e.by_label) > 1 else ""
+        facts.add_row(f"{lead}AUC", _auc(m.auc, m.auc_error_bound))
+        facts.add_row(f"{lead}log loss", decimal(m.log_loss))
+        facts.add_row(f"{lead}normalized entropy", decimal(m.normalized_entropy))
+        facts.add_row(f"{lead}calibration", f"{decimal(m.calibration, 3)} (mean prediction over mean label)")
+        facts.add_row(f"{lead}calibration error", decimal(m.ece))
+        facts.add_row(f"{lead}samples", f"{count(m.samples)}, {count(m.positives)} positive")
+    if e.note:
+        facts.add_row("note", e.note)
+    _console().print(facts)
+
+
+def summary_fields(s: Summary) -> dict[str, Any]:
+    """A checkpoint's summary as plain values."""
+    import msgspec
+
+    return {
+        "checkpoint": str(s.path),
+        "satrap": s.satrap,
+        "created": s.created,
+        "step": s.step,
+        "position": msgspec.to_builtins(s.position),
+        "tables": [
+            {
+                "name": t.spec.name,
+                "dim": t.spec.dim,
+                "format": t.spec.format.value,
+                "optimizer": msgspec.to_builtins(t.spec.optimizer),
+                "rows": t.rows,
+                "bytes": t.bytes,
+            }
+            for t in s.tables
+        ],
+        "rows": s.rows,
+        "partitions": s.partitions,
+        "dense": {"tensors": s.dense_tensors, "values": s.dense_values, "optimizer_values": s.optimizer_values},
+        "bytes": s.bytes_total,
+        "ignored_files": list(s.ignored),
+    }
+
+
+def summary(s: Summary) -> None:
+    """A checkpoint at a glance: tables, then what else it holds."""
+    grid = _grid("table", "rows", "dim", "format", "bytes", "bytes a row", "optimizer")
+    for i in (1, 2, 4, 5):
+        grid.columns[i].justify = "right"
+    for t in s.tables:
+        each = f"{t.bytes / t.rows:.0f}" if t.rows else "n/a"
+        o = settings(t.spec.optimizer) if t.spec.optimizer else ""
+        grid.add_row(t.spec.name, count(t.rows), str(t.spec.dim), t.spec.format.value, size(t.bytes), each, o)
+    facts = _facts(_path(s.path))
+    facts.add_row("job", f"{s.job.name}, {settings(s.job.model)}")
+    facts.add_row("step", count(s.step))
+    p = s.position
+    facts.add_row("goes on at", f"epoch {p.epoch}, window {p.window}, row {count(p.row)}")
+    facts.add_row("rows", f"{count(s.rows)} in {len(s.tables)} tables")
+    facts.add_row(
+        "dense", f"{count(s.dense_values)} numbers in {s.dense_tensors} tensors, {settings(s.job.train.optimizer)}"
+    )
+    facts.add_row("on disk", f"{size(s.bytes_total)}, rows in {s.row_files} files of {s.partitions} partitions")
+    facts.add_row("written", f"{s.created} by satrap {s.satrap}")
+    if s.ignored:
+        facts.add_row("not read", ", ".join(s.ignored))
+    console = _console()
+    console.print(grid)
+    console.print(facts)

@@ -103,18 +103,7 @@ def find_run(run: Path) -> Path:
 
 
 def find_checkpoint(path: Path) -> Path:
-    """The checkpoint folder that `path` means: itself, or the best (else the latest) one of a run folder."""
-    if (path / "manifest.json").is_file():
-        return path
-    run = find_run(path)
+    """The checkpoint that `path` means: itself, or the best (else the newest) one of a run folder."""
     from satrap import checkpoint
 
-    best = run / "checkpoints" / "best"
-    if best.is_file():
-        named = best.parent / best.read_text(encoding="utf-8").strip()
-        if named.is_dir():
-            return named
-    latest = checkpoint.latest(run)
-    if latest is None:
-        raise CheckpointError(f"{run}: the run has no checkpoint yet; it trains on with: satrap train --resume {run}")
-    return latest
+    return checkpoint.best(path) or checkpoint.find(path)

@@ -143,7 +143,7 @@ def _train(job: Job, run_dir: Path | None, *, resume: bool, quiet: bool) -> None
 
     trainer = Trainer(job, run_dir=run_dir, progress=False if quiet else None)
     result = trainer.fit(resume=resume)
-    show.result(result, trainer)
+    show.result(result)
     if result.stopped == "interrupted":
         show.line(f"Interrupted; the checkpoint is saved. Go on with: satrap train --resume {result.run_dir}")
         raise typer.Exit(EXIT_INTERRUPTED)
