@@ -22,7 +22,7 @@ class _Short(logging.Formatter):
 
 
 def log_to_stderr(level: int = logging.WARNING) -> None:
-    """Prints records from `level` up on standard error; for programs, at their start. A second call replaces the first."""
+    """Prints records from `level` up on standard error; for programs, at their start. Called again, it replaces."""
     for old in [h for h in log.handlers if isinstance(h.formatter, _Short)]:
         log.removeHandler(old)
     handler = logging.StreamHandler()
