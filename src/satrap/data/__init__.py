@@ -3,3 +3,10 @@
 Owns: sources, decoding, id hashing, scaling, shuffling, positions, inference of a job from a file.
 May import: schema, observe, errors. Must never: import torch, look up a row.
 """
+
+from satrap.data.batch import Batch, Jagged, Position
+from satrap.data.decode import numeric_slices
+from satrap.data.hashing import NULL_ID, hash_strings
+from satrap.data.reader import Reader
+
+__all__ = ["NULL_ID", "Batch", "Jagged", "Position", "Reader", "hash_strings", "numeric_slices"]
