@@ -74,7 +74,7 @@ def torch_optimizer(spec: schema.Optimizer, params: list[nn.Parameter]) -> torch
     """The optimizer a spec means, from torch.optim where torch has it, in its plain (for-loop) form."""
     match spec:
         case schema.SGD():
-            return torch.optim.SGD(params, spec.lr, momentum=spec.momentum, weight_decay=spec.weight_decay, foreach=False)
+            return torch.optim.SGD(params, spec.lr, spec.momentum, weight_decay=spec.weight_decay, foreach=False)
         case schema.Adagrad():
             start = spec.initial_accumulator
             return torch.optim.Adagrad(
@@ -159,10 +159,8 @@ class ReferenceService:
         return ack
 
     def stats(self) -> Mapping[str, TableStats]:
-        return {
-            t.name: TableStats(rows=len(self.rows[t.name]), value_bytes=4 * t.dim * len(self.rows[t.name]), state_bytes=0, overhead_bytes=0)
-            for t in self.configured
-        }
+        rows = {t.name: len(self.rows[t.name]) for t in self.configured}
+        return {t.name: TableStats(rows[t.name], 4 * t.dim * rows[t.name], 0, 0) for t in self.configured}
 
     def values(self, name: str) -> dict[int, NDArray[np.float32]]:
         """Id → values, of every row there is."""

@@ -14,26 +14,13 @@ from typing import TYPE_CHECKING
 
 __version__ = "0.1.0"
 
-_HOME = {
-    "satrap.schema": (
-        "MLP SGD Adagrad Adam AdamW Categorical Checkpointing Constant Custom DCNv2 DLRM Data DeepFM EarlyStopping Feature "
-        "Ftrl Initializer Job Label ModelSpec Normal Numeric Optimizer Pooling RowWiseAdagrad Schedule Sequence Store Table "
-        "Train TruncatedNormal Uniform ValueFormat WideDeep Zeros job_from_dict job_to_dict load_job override save_job"
-    ).split(),
-    "satrap.errors": "SatrapError JobError DataError StoreError CheckpointError TrainingError".split(),
-    "satrap.data": "Batch Jagged Position Reader hash_strings infer_job".split(),
-    "satrap.models": "Named Padded".split(),
-    "satrap.ps": "LocalService ParameterService".split(),
-    "satrap.train": "Evaluation Result Trainer".split(),
-}
-_ROOM_OF = {name: room for room, names in _HOME.items() for name in names}
-
 if TYPE_CHECKING:
     from satrap.data import Batch, Jagged, Position, Reader, hash_strings, infer_job
     from satrap.errors import CheckpointError, DataError, JobError, SatrapError, StoreError, TrainingError
     from satrap.models import Named, Padded
     from satrap.ps import LocalService, ParameterService
     from satrap.schema import (
+        DLRM,
         MLP,
         SGD,
         Adagrad,
@@ -46,7 +33,6 @@ if TYPE_CHECKING:
         Data,
         DCNv2,
         DeepFM,
-        DLRM,
         EarlyStopping,
         Feature,
         Ftrl,
@@ -77,17 +63,87 @@ if TYPE_CHECKING:
     )
     from satrap.train import Evaluation, Result, Trainer
 
-__all__ = ["__version__", *sorted(_ROOM_OF)]  # noqa: PLE0604
+__all__ = [
+    "DLRM",
+    "MLP",
+    "SGD",
+    "Adagrad",
+    "Adam",
+    "AdamW",
+    "Batch",
+    "Categorical",
+    "CheckpointError",
+    "Checkpointing",
+    "Constant",
+    "Custom",
+    "DCNv2",
+    "Data",
+    "DataError",
+    "DeepFM",
+    "EarlyStopping",
+    "Evaluation",
+    "Feature",
+    "Ftrl",
+    "Initializer",
+    "Jagged",
+    "Job",
+    "JobError",
+    "Label",
+    "LocalService",
+    "ModelSpec",
+    "Named",
+    "Normal",
+    "Numeric",
+    "Optimizer",
+    "Padded",
+    "ParameterService",
+    "Pooling",
+    "Position",
+    "Reader",
+    "Result",
+    "RowWiseAdagrad",
+    "SatrapError",
+    "Schedule",
+    "Sequence",
+    "Store",
+    "StoreError",
+    "Table",
+    "Train",
+    "Trainer",
+    "TrainingError",
+    "TruncatedNormal",
+    "Uniform",
+    "ValueFormat",
+    "WideDeep",
+    "Zeros",
+    "__version__",
+    "hash_strings",
+    "infer_job",
+    "job_from_dict",
+    "job_to_dict",
+    "load_job",
+    "override",
+    "save_job",
+]
+
+_HOME = {
+    "satrap.data": ("Batch", "Jagged", "Position", "Reader", "hash_strings", "infer_job"),
+    "satrap.errors": ("CheckpointError", "DataError", "JobError", "SatrapError", "StoreError", "TrainingError"),
+    "satrap.models": ("Named", "Padded"),
+    "satrap.ps": ("LocalService", "ParameterService"),
+    "satrap.train": ("Evaluation", "Result", "Trainer"),
+}
+"""Room → names that live there; all others are parts of a job, in `satrap.schema`."""
+_ROOM_OF = {name: room for room, names in _HOME.items() for name in names}
 
 
 def __getattr__(name: str) -> object:
-    room = _ROOM_OF.get(name)
-    if room is None:
+    if name not in __all__:
         raise AttributeError(f"module 'satrap' has no attribute '{name}'")
-    value = getattr(import_module(room), name)
+    value = getattr(import_module(_ROOM_OF.get(name, "satrap.schema")), name)
     globals()[name] = value
     return value
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *_ROOM_OF})
+    return sorted({*globals(), *__all__})

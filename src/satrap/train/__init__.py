@@ -4,3 +4,8 @@ Owns: the order of lookups and pushes (staleness), the dense step, when to evalu
 May import: embedding, checkpoint, ps, data, models, schema, observe, errors, torch. Must never: know how rows are
 stored or files are laid out; call a signal handler's business from a library thread.
 """
+
+from satrap.train.results import Evaluation, Result, Size, StageSeconds
+from satrap.train.trainer import Trainer
+
+__all__ = ["Evaluation", "Result", "Size", "StageSeconds", "Trainer"]

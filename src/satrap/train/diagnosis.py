@@ -6,6 +6,7 @@ B batch, D dim, L padded length.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from math import isfinite
 from typing import Any
 
 import torch
@@ -14,17 +15,19 @@ from torch import Tensor, nn
 from satrap.data.batch import Position
 from satrap.errors import TrainingError
 from satrap.models import Named, Padded
+from satrap.train.step import Outcome
 
 
-def not_finite(step: int, before: Position, lookup: Any, model: nn.Module, what: str) -> TrainingError:
-    """The error for a step whose loss or gradient (`what`) is NaN or infinite, naming the batch and the culprit."""
+def not_finite(step: int, before: Position, lookup: Any, model: nn.Module, outcome: Outcome) -> TrainingError:
+    """The error for a step whose loss or dense gradient is NaN or infinite, naming the batch and the culprit."""
     after = lookup.batch.position
+    what = f"the loss ({outcome.loss})" if not isfinite(outcome.loss) else "the loss is finite, but the dense gradient"
     found = "; ".join(_culprits(lookup, model)) or _overflowed(model, lookup)
     return TrainingError(
-        f"{what} of step {step} is not finite. The batch: {lookup.batch.size} samples from epoch {before.epoch}, window "
-        f"{before.window}, row {before.row} up to epoch {after.epoch}, window {after.window}, row {after.row}. {found}. "
-        "Nothing of this batch was applied, and saved checkpoints are intact. A lower learning rate, train.clip_norm, "
-        "a table's max_gradient or log scaling of large numbers are the usual cures"
+        f"step {step}: {what} is not finite. The batch: {lookup.batch.size} samples, from epoch {before.epoch}, window "
+        f"{before.window}, row {before.row} to epoch {after.epoch}, window {after.window}, row {after.row}. {found}. "
+        "Nothing of this batch was applied; checkpoints are intact. Usual cures: a lower learning rate, "
+        "train.clip_norm, a table's max_gradient, log scaling of large numbers"
     )
 
 
@@ -46,16 +49,19 @@ def _culprits(lookup: Any, model: nn.Module) -> Iterator[str]:
 
 def _overflowed(model: nn.Module, lookup: Any) -> str:
     """Everything that went in is finite, so the network itself overflowed: the largest numbers are the best hint."""
-    largest = [(float(t.abs().max()), f"feature '{n}'") for n, t in _tensors(lookup.numeric, lookup.embeddings) if t.numel()]
-    largest += [(float(p.detach().abs().max()), f"dense parameter {n}") for n, p in model.named_parameters() if p.numel()]
-    size, name = max(largest, default=(0.0, "nothing"))
-    return f"All inputs and dense parameters are finite: the network overflowed; the largest number is {size:.3g}, in {name}"
+    named = [(f"feature '{n}'", t) for n, t in _tensors(lookup.numeric, lookup.embeddings)]
+    named += [(f"dense parameter {n}", p.detach()) for n, p in model.named_parameters()]
+    size, name = max(((float(t.abs().max()), n) for n, t in named if t.numel()), default=(0.0, "nothing"))
+    return f"All that goes in is finite, so the network overflowed; the largest number is {size:.3g}, in {name}"
 
 
 def _tensors(*groups: Named) -> Iterator[tuple[str, Tensor]]:
     for named in groups:
         for name, value in named.items():
-            yield name, (torch.where(value.mask.unsqueeze(-1), value.values, 0.0) if isinstance(value, Padded) else value).detach()
+            if isinstance(value, Padded):
+                yield name, torch.where(value.mask.unsqueeze(-1), value.values.detach(), 0.0)
+            else:
+                yield name, value.detach()
 
 
 def _bad_features(named: Named) -> Iterator[tuple[str, int]]:

@@ -75,6 +75,12 @@ class Feed:
         self.read_ahead()
         return self._ahead.pop() if self._ahead else None
 
+    @property
+    def ended(self) -> bool:
+        """Whether every batch has been taken, as far as has been looked: False where the last one was not yet known
+        to be the last."""
+        return self.exhausted and not self._ahead
+
     def close(self) -> None:
         """Stops the reader's threads."""
         self._ahead.clear()
@@ -89,6 +95,7 @@ class _End:
 
 
 _END = _End()
+_PATIENCE_S = 5.0
 
 
 class Leg:
@@ -100,7 +107,7 @@ class Leg:
                 leg.push(lookup, lr_factor=1.0)    # or leg.release(lookup), where nothing is to be pushed
 
     Leaving the block in the ordinary way, `break` included, applies every push handed over and drops lookups that were
-    ahead. Leaving it by an exception applies no further push. An error of the engine thread is raised in the main thread.
+    ahead. Leaving it by an exception applies no further push. An error of the engine thread is raised in the main one.
     """
 
     def __init__(
@@ -150,12 +157,15 @@ class Leg:
         """Hands a lookup back that has nothing to push (evaluation)."""
         self._gradients.put((lookup, None))
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self._stopping = True
         self._aborted = kind is not None
         self._gradients.put(_END)
         start = perf_counter()
-        self._thread.join()
+        # After an error the reader may keep the thread for long; it ends by itself, without another push.
+        self._thread.join(_PATIENCE_S if self._aborted else None)
         self._seconds.drain_wait += perf_counter() - start
         if error is None and self._error is not None:
             raise self._error
@@ -208,8 +218,8 @@ class Leg:
         self._seconds.push += perf_counter() - start
         if ack.duplicate:
             raise TrainingError(
-                f"the gradients of step {seq} were taken for a repetition of a push that was applied before: the tables "
-                "have been trained further than this run; start from fresh tables, or resume from their own checkpoint"
+                f"the gradients of step {seq} were taken for those of a push applied before: these tables have been "
+                "trained further than this run; start from fresh tables, or resume from their own checkpoint"
             )
         if self._on_ack is not None:
             self._on_ack(ack)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from satrap.observe.metrics import Metrics
 from satrap.ps.protocol import TableStats
 
 Stopped = Literal["done", "early_stopping", "interrupted"]
@@ -67,25 +68,73 @@ class Size:
 
 @dataclass(frozen=True, slots=True)
 class Evaluation:
-    """How good a model is on some data. Of several labels, the figures are the mean over labels."""
+    """How good a model is on some data: the figures of `Metrics` by label, and their plain mean over labels."""
 
-    rows: int
-    auc: float
-    """Area under the ROC curve, in [0, 1]; NaN where the data has only one class."""
-    auc_error: float
-    """The AUC lies within ±this; 0 where it is exact."""
-    log_loss: float
-    """Mean binary cross-entropy, in nats."""
-    normalized_entropy: float
-    """Log loss relative to that of always predicting the mean label; below 1 is better than that."""
-    calibration: float
-    """Mean prediction over mean label; 1 is right on average."""
-    by_label: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
-    """The same figures by label column, where there are several."""
+    by_label: Mapping[str, Metrics]
+    """Label column → figures, with ROC and reliability points."""
 
-    def as_dict(self) -> dict[str, Any]:
-        """Plain figures, for JSON."""
-        return asdict(self)
+    @property
+    def samples(self) -> int:
+        """Samples measured."""
+        return min(m.samples for m in self.by_label.values())
+
+    @property
+    def auc(self) -> float:
+        """Area under the ROC curve, in [0, 1]; NaN where a label has only one class."""
+        return self._mean("auc")
+
+    @property
+    def auc_error_bound(self) -> float:
+        """The AUC lies within ± this; 0 where it is exact."""
+        return max(m.auc_error_bound for m in self.by_label.values())
+
+    @property
+    def log_loss(self) -> float:
+        """Mean cross-entropy, natural logarithm."""
+        return self._mean("log_loss")
+
+    @property
+    def normalized_entropy(self) -> float:
+        """Log loss over that of predicting the mean label for all; below 1 beats that."""
+        return self._mean("normalized_entropy")
+
+    @property
+    def calibration(self) -> float:
+        """Mean prediction over mean label; 1 is right."""
+        return self._mean("calibration")
+
+    @property
+    def ece(self) -> float:
+        """Expected calibration error."""
+        return self._mean("ece")
+
+    @property
+    def note(self) -> str | None:
+        """What is undefined and why, or why the AUC is not exact."""
+        notes = {name: m.note for name, m in self.by_label.items() if m.note}
+        return "; ".join(n if len(self.by_label) == 1 else f"{k}: {n}" for k, n in notes.items()) or None
+
+    def _mean(self, name: str) -> float:
+        return float(sum(getattr(m, name) for m in self.by_label.values()) / len(self.by_label))
+
+    def figures(self) -> dict[str, Any]:
+        """The figures without curves, for logs and tables; with those of each label where there are several."""
+        own = {name: getattr(self, name) for name in _FIGURES}
+        if len(self.by_label) > 1:
+            own["labels"] = {k: {n: getattr(m, n) for n in _FIGURES} for k, m in self.by_label.items()}
+        return own
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, for JSON; `from_dict` gives it back."""
+        return {name: m.to_dict() for name, m in self.by_label.items()}
+
+    @classmethod
+    def from_dict(cls, tree: Mapping[str, Any]) -> Evaluation:
+        """From `to_dict`."""
+        return cls({name: Metrics(**m) for name, m in tree.items()})
+
+
+_FIGURES = ("samples", "auc", "auc_error_bound", "log_loss", "normalized_entropy", "calibration", "ece")
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +149,7 @@ class Result:
     samples: int
     """Samples trained on, those before a resume included."""
     samples_per_s: float
-    """Of this process, while training: without evaluations and checkpoints."""
+    """Of this `fit`, while training: without evaluations and checkpoints."""
     seconds: float
     """Wall time of `fit`."""
     loss: float
@@ -125,3 +174,23 @@ class Result:
     def rows(self) -> int:
         """Rows of all tables."""
         return self.size.rows
+
+    def figures(self) -> dict[str, Any]:
+        """Plain figures, for logs and JSON."""
+        return {
+            "stopped": self.stopped,
+            "steps": self.steps,
+            "epochs": self.epochs,
+            "samples": self.samples,
+            "samples_per_s": self.samples_per_s,
+            "seconds": self.seconds,
+            "loss": self.loss,
+            "valid": None if self.valid is None else self.valid.figures(),
+            "test": None if self.test is None else self.test.figures(),
+            "size": {**asdict(self.size), "bytes_per_row": self.size.bytes_per_row},
+            "gradients": dict(self.gradients),
+            "staleness_mean": self.staleness_mean,
+            "staleness_max": self.staleness_max,
+            "stages_s": self.stages.as_dict(),
+            "checkpoint": None if self.checkpoint is None else str(self.checkpoint),
+        }

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 import numpy as np
@@ -34,13 +34,6 @@ class RunState:
     best_step: int = -1
     without_improvement: int = 0
     """Validations since the best one."""
-    interval_loss: float = 0.0
-    """Sum of losses since the last log line."""
-    interval_steps: int = 0
-    interval_start: int = 0
-    """Samples at the last log line."""
-    loss: float = float("nan")
-    """Mean of the last completed interval."""
 
     def judge(self, evaluation: Evaluation, stopping: EarlyStopping | None) -> None:
         """Takes a validation in; with early stopping, decides whether it is the best so far."""
@@ -52,20 +45,22 @@ class RunState:
         else:
             self.without_improvement += 1
 
-    def as_tree(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, Any]:
         """Plain data, for a checkpoint; `position` and `step` have their own place there."""
-        tree = asdict(self)
-        del tree["position"], tree["step"]
+        tree = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in ("position", "step")}
+        for name in ("valid", "best"):
+            if tree[name] is not None:
+                tree[name] = tree[name].to_dict()
         return tree
 
     @classmethod
-    def from_tree(cls, tree: dict[str, Any], *, step: int, position: Position) -> RunState:
+    def from_dict(cls, tree: dict[str, Any], *, step: int, position: Position) -> RunState:
         """The state a checkpoint holds."""
         known = {f.name for f in fields(cls)}
         values = {k: v for k, v in tree.items() if k in known}
         for name in ("valid", "best"):
             if values.get(name) is not None:
-                values[name] = Evaluation(**values[name])
+                values[name] = Evaluation.from_dict(values[name])
         return cls(**values, step=step, position=position)
 
 

@@ -54,7 +54,7 @@ class DenseStep:
         self.parameters = [p for p in model.parameters() if p.requires_grad]
         self.optimizer = torch_optimizer(train.optimizer, self.parameters)
         self._labels = len(job.data.label)
-        self._device = device
+        self.device = device
         self._bf16 = train.precision == "bf16"
         self._piece = train.micro_batch_size
         self._clip = train.clip_norm
@@ -110,7 +110,7 @@ class DenseStep:
     def _autocast(self) -> AbstractContextManager[Any]:
         if not self._bf16:
             return nullcontext()
-        return torch.autocast(self._device.type, dtype=torch.bfloat16)
+        return torch.autocast(self.device.type, dtype=torch.bfloat16)
 
     def _pieces(self, lookup: Any) -> Iterator[tuple[Named, Named, Tensor, Tensor | None]]:
         size, piece = lookup.batch.size, self._piece

@@ -1,0 +1,195 @@
+"""What a run tells while it trains: the log of the run folder, the live display, and the figures of the result."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from time import perf_counter
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+
+from satrap.data.batch import Batch
+from satrap.observe import machine
+from satrap.observe.metrics import BinaryMetrics
+from satrap.observe.runlog import RunLog
+from satrap.ps.protocol import STALENESS_BINS, Ack
+from satrap.schema import Job
+from satrap.train.evaluation import add
+from satrap.train.results import Evaluation, Result, StageSeconds
+from satrap.train.state import RunState
+from satrap.train.step import Outcome
+
+log = logging.getLogger("satrap")
+
+BINS = 1 << 14
+"""Of the histogram behind the training AUC: it is read every few steps, and its error bound is logged with it."""
+
+
+class Report:
+    """Collects figures step by step; every `log_every_steps` they become a record and a line of the display.
+
+    `pushed` is called by the engine thread, everything else by the main thread.
+    """
+
+    def __init__(self, job: Job, run_dir: Path, service: Any, progress: bool | None) -> None:
+        self._job, self._run_dir, self._service, self._show = job, run_dir, service, progress
+        self._every = job.train.log_every_steps
+        self.seconds = StageSeconds()
+        self.loss = float("nan")
+        """Mean over the last interval that was logged."""
+        self._metrics = [BinaryMetrics(bins=BINS, exact_samples=0) for _ in job.data.label]
+        self._interval_loss, self._interval_steps = 0.0, 0
+        self._staleness = np.zeros(STALENESS_BINS, np.int64)
+        self._training_s, self._training_samples = 0.0, 0
+        self._interval_s, self._interval_samples = 0.0, 0
+        self._running_since: float | None = None
+
+    def __enter__(self) -> Report:
+        self._log = RunLog(self._run_dir)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._log.close()
+
+    def notify(self, message: str) -> None:
+        """A line for the user, now."""
+        log.warning(message)
+
+    def started(self, state: RunState, steps_total: int | None) -> None:
+        """Training begins at the state's step, or goes on from it."""
+        job = self._job
+        self._log.event(
+            "start",
+            step=state.step,
+            job=job.name,
+            seed=job.seed,
+            staleness=job.train.staleness,
+            batch_size=job.train.batch_size,
+            steps_total=steps_total,
+            machine=machine.describe(),
+        )
+
+    @contextmanager
+    def training(self) -> Iterator[None]:
+        """While it is entered, time counts as training time: the base of samples per second."""
+        self._running_since = perf_counter()
+        try:
+            yield
+        finally:
+            self._tick()
+            self._running_since = None
+
+    def _tick(self) -> None:
+        now = perf_counter()
+        assert self._running_since is not None
+        self._training_s += now - self._running_since
+        self._interval_s += now - self._running_since
+        self._running_since = now
+
+    def stepped(self, state: RunState, outcome: Outcome, batch: Batch, lr_factor: float) -> None:
+        """Takes a step in; logs where an interval ends."""
+        add(self._metrics, outcome.logits, batch)
+        self._interval_loss += outcome.loss
+        self._interval_steps += 1
+        self._training_samples += batch.size
+        self._interval_samples += batch.size
+        if state.step % self._every == 0:
+            self._tick()
+            self._log_interval(state, outcome, lr_factor)
+
+    def _log_interval(self, state: RunState, outcome: Outcome, lr_factor: float) -> None:
+        self.loss = self._interval_loss / self._interval_steps
+        results = [m.result() for m in self._metrics]
+        record = {
+            "epoch": state.epoch,
+            "samples": state.samples,
+            "loss": self.loss,
+            "auc": sum(r.auc for r in results) / len(results),
+            "auc_error_bound": max(r.auc_error_bound for r in results),
+            "samples_per_s": self._interval_samples / self._interval_s if self._interval_s else 0.0,
+            "staleness_mean": self.staleness_mean,
+            "staleness_max": self.staleness_max,
+            "gradient_norm": outcome.gradient_norm,
+            "lr_factor": lr_factor,
+            "rss_bytes": machine.rss_bytes(),
+            "rows": sum(s.rows for s in self._service.stats().values()),
+        }
+        self._log.train(step=state.step, **record)
+        self._interval_loss, self._interval_steps = 0.0, 0
+        self._interval_s, self._interval_samples = 0.0, 0
+
+    def epoch_ended(self) -> None:
+        """The AUC so far is that of the epoch so far: the first steps of a run would drag it down for ever."""
+        for m in self._metrics:
+            m.clear()
+
+    def pushed(self, ack: Ack) -> None:
+        """Takes an acknowledgement in."""
+        self._staleness += ack.staleness
+
+    def evaluated(self, split: str, state: RunState, evaluation: Evaluation) -> None:
+        """Logs an evaluation, with its curves."""
+        for name, m in evaluation.by_label.items():
+            self._log.evaluation(split, m, state.step, label=name if len(evaluation.by_label) > 1 else None)
+
+    def saved(self, state: RunState, path: Path) -> None:
+        """Logs a checkpoint."""
+        self._log.event("checkpoint", step=state.step, path=str(path.relative_to(self._run_dir)))
+
+    def finished(self, state: RunState, result: Result) -> None:
+        """The last record."""
+        self._log.event("end", step=state.step, **result.figures())
+
+    @contextmanager
+    def busy(self, what: str) -> Iterator[None]:
+        """Shows that training waits for an evaluation or a checkpoint, and accounts for the time."""
+        start = perf_counter()
+        try:
+            yield
+        finally:
+            setattr(self.seconds, what, getattr(self.seconds, what) + perf_counter() - start)
+
+    @property
+    def samples_per_s(self) -> float:
+        """While training: without evaluations and checkpoints."""
+        return self._training_samples / self._training_s if self._training_s else 0.0
+
+    @property
+    def staleness_mean(self) -> float:
+        """Updates that rows had between lookup and push, mean over the gradients of which it is known."""
+        known = self._staleness[:-1]
+        return float(known @ np.arange(len(known)) / known.sum()) if known.any() else float("nan")
+
+    @property
+    def staleness_max(self) -> int:
+        """The most updates a row had between lookup and push."""
+        return int(np.flatnonzero(self._staleness[:-1]).max(initial=0))
+
+    def plots(self) -> tuple[Path, ...]:
+        """Draws the plots of the run folder."""
+        return ()
+
+    def to_dict(self) -> dict[str, Any]:
+        """What the next figures depend on, as plain values: a resumed run logs what the uninterrupted one would."""
+        return {
+            "loss": self.loss,
+            "interval_loss": self._interval_loss,
+            "interval_steps": self._interval_steps,
+            "staleness": self._staleness.tolist(),
+            "metrics": [m.to_dict() for m in self._metrics],
+        }
+
+    def restore(self, saved: Mapping[str, Any]) -> None:
+        """Goes on from `to_dict`."""
+        self.loss = saved["loss"]
+        self._interval_loss, self._interval_steps = saved["interval_loss"], saved["interval_steps"]
+        self._staleness[:] = saved["staleness"]
+        self._metrics = [BinaryMetrics.from_dict(m) for m in saved["metrics"]]
+
+

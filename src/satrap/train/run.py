@@ -1,0 +1,207 @@
+"""One run of training: legs of steps, and between them, with the pipeline drained, evaluations and checkpoints.
+
+    evaluate if due → save if due → stop? → a leg of steps → evaluate if due → …
+
+What happens at a step follows from the job and the step's number alone (and from an interrupt), so a run that is
+resumed from a checkpoint does what the run that saved it went on to do, to the bit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+from satrap.data.batch import Batch, Position
+from satrap.errors import DataError
+from satrap.schema import Job
+from satrap.train.diagnosis import not_finite
+from satrap.train.evaluation import evaluate
+from satrap.train.interrupt import Interrupts
+from satrap.train.pipeline import Engine, Feed, Leg
+from satrap.train.reporting import Report
+from satrap.train.results import Evaluation, Stopped
+from satrap.train.saving import Checkpoints
+from satrap.train.schedule import LearningRate, StalenessSchedule
+from satrap.train.sources import Sources
+from satrap.train.state import RunState
+from satrap.train.step import DenseStep
+
+
+@dataclass(slots=True)
+class Run:
+    """What one `fit` works with. Used by one thread."""
+
+    job: Job
+    engine: Engine
+    dense: DenseStep
+    sources: Sources
+    checkpoints: Checkpoints
+    state: RunState
+    report: Report
+    interrupts: Interrupts
+    rate: LearningRate
+    saved_at: int
+    """Step of the newest checkpoint; -1 before the first."""
+    saved: Path | None = None
+    _feed: Feed | None = None
+
+    def train(self) -> Stopped:
+        """Trains until the data, the steps or the patience is used up, or an interrupt asks to stop."""
+        try:
+            while True:
+                self._evaluate_if_due()
+                # Asked once: an interrupt that comes in between is answered after the next step, with a checkpoint.
+                stopped = self._stopped()
+                self._save_if_due(stopping=stopped is not None)
+                if stopped is not None:
+                    return stopped
+                self._train_leg()
+        finally:
+            self._close_feed()
+
+    def test(self) -> Evaluation | None:
+        """The figures of the model as it is on the test rows; None without any, or where an interrupt cut it short."""
+        if not self.job.data.test or self.interrupts.requested:
+            return None
+        evaluation = self._measure(self.sources.test())
+        if evaluation is not None:
+            self.report.evaluated("test", self.state, evaluation)
+        return evaluation
+
+    def _train_leg(self) -> None:
+        """Steps up to the next drain: the next evaluation or checkpoint, the last step, or the end of the epoch."""
+        state, train = self.state, self.job.train
+        feed, first = self._open_feed(), state.step
+        self.dense.model.train()
+        with Leg(
+            self.engine,
+            feed,
+            StalenessSchedule(train.staleness, train.sync_warmup_steps),
+            first=first,
+            steps=self._steps_to_drain(),
+            seconds=self.report.seconds,
+            on_ack=self.report.pushed,
+        ) as leg, self.report.training():
+            for lookup in leg:
+                self._step(lookup, leg)
+                if self.interrupts.requested:
+                    # Lookups that are ahead are dropped; their batches are read again after a resume.
+                    return
+        if feed.ended:
+            self._end_epoch(empty=state.step == first and state.position == Position(state.epoch))
+        elif self._is_eval_step():
+            state.evaluation_due = True
+
+    def _step(self, lookup: Any, leg: Leg) -> None:
+        """Forward and backward, gradients on their way to the tables, then the dense optimizer."""
+        state, start = self.state, perf_counter()
+        outcome = self.dense.compute(lookup)
+        if not outcome.finite:
+            raise not_finite(state.step + 1, state.position, lookup, self.dense.model, outcome)
+        factor = self.rate.factor(state.step)
+        leg.push(lookup, lr_factor=factor)
+        self.dense.apply(outcome, factor)
+        state.step += 1
+        state.samples += lookup.batch.size
+        state.position = lookup.batch.position
+        self.report.seconds.compute += perf_counter() - start
+        self.report.stepped(state, outcome, lookup.batch, factor)
+
+    def _evaluate_if_due(self) -> None:
+        """Validates where an epoch, `eval_every_steps` or the run has been completed. An interrupt leaves it due."""
+        state = self.state
+        finished = state.step > 0 and self._finished()
+        if not (state.evaluation_due or finished) or state.evaluated_at == state.step or not self.sources.has_valid:
+            state.evaluation_due = False
+            return
+        evaluation = self._measure(self.sources.valid())
+        if evaluation is not None:
+            state.judge(evaluation, self.job.train.early_stopping)
+            self.report.evaluated("valid", state, evaluation)
+
+    def _measure(self, batches: Iterator[Batch]) -> Evaluation | None:
+        """The figures, or None where an interrupt came: half an evaluation is none."""
+        labels = tuple(x.column for x in self.job.data.label)
+        with self.report.busy("evaluation"):
+            evaluation = evaluate(self.engine, self.dense, _until(self.interrupts, batches), labels)
+        return None if self.interrupts.requested else evaluation
+
+    def _save_if_due(self, *, stopping: bool) -> None:
+        """Saves every `every_steps`, when the best model so far has been found, and whenever training ends here."""
+        state, every = self.state, self.job.train.checkpoint.every_steps
+        regular = every is not None and state.step % every == 0
+        if state.step == 0 or self.saved_at == state.step:
+            return
+        if regular or state.best_step == state.step or stopping:
+            with self.report.busy("checkpoint"):
+                self.saved = self.checkpoints.save(state, self.report.to_dict())
+            self.saved_at = state.step
+            self.report.saved(state, self.saved)
+
+    def _stopped(self) -> Stopped | None:
+        stopping = self.job.train.early_stopping
+        if self.interrupts.requested:
+            return "interrupted"
+        if stopping is not None and self.state.without_improvement >= stopping.patience:
+            return "early_stopping"
+        return "done" if self._finished() else None
+
+    def _finished(self) -> bool:
+        train = self.job.train
+        return self.state.epoch >= train.epochs or (train.max_steps is not None and self.state.step >= train.max_steps)
+
+    def _is_eval_step(self) -> bool:
+        every = self.job.train.eval_every_steps
+        return every is not None and self.state.step % every == 0
+
+    def _steps_to_drain(self) -> int | None:
+        """Steps to the next one after which the pipeline must be empty; None: to the end of the epoch."""
+        train, step = self.job.train, self.state.step
+        periods = [n for n in (train.eval_every_steps, train.checkpoint.every_steps) if n is not None]
+        steps = [n - step % n for n in periods]
+        if train.max_steps is not None:
+            steps.append(train.max_steps - step)
+        return min(steps, default=None)
+
+    def _open_feed(self) -> Feed:
+        """The epoch's batches from where the state says; kept over drains, so that reading goes on meanwhile."""
+        if self._feed is None:
+            state = self.state
+            # The position behind an epoch's last batch may be called the start of the next: then nothing is left.
+            ended = state.position.epoch > state.epoch
+            batches = iter(()) if ended else self.sources.train(state.epoch, state.position)
+            self._feed = Feed(batches, getattr(self.engine, "prepare", None), self.report.seconds)
+        return self._feed
+
+    def _close_feed(self) -> None:
+        if self._feed is not None:
+            self._feed.close()
+            self._feed = None
+
+    def _end_epoch(self, *, empty: bool) -> None:
+        if empty:
+            raise DataError(
+                f"no rows to train on in {', '.join(self.job.data.train)}: the files are empty, or data.valid holds "
+                "all of them out"
+            )
+        self._close_feed()
+        self.state.epoch += 1
+        self.state.position = Position(self.state.epoch)
+        self.state.evaluation_due = True
+        self.report.epoch_ended()
+
+
+def _until(interrupts: Interrupts, batches: Iterator[Batch]) -> Iterator[Batch]:
+    """Batches until an interrupt asks to stop."""
+    try:
+        for batch in batches:
+            if interrupts.requested:
+                return
+            yield batch
+    finally:
+        close = getattr(batches, "close", None)
+        if close is not None:
+            close()

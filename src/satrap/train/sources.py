@@ -1,0 +1,66 @@
+"""The rows a job trains, validates and tests on, as streams of batches."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from satrap.data import Reader
+from satrap.data.batch import Batch, Position
+from satrap.schema import Job
+
+
+class Sources:
+    """Readers of a job, opened when they are first needed."""
+
+    def __init__(self, job: Job) -> None:
+        self._job = job
+        held_out = isinstance(job.data.valid, float | int)
+        self.has_valid = bool(job.data.valid)
+        """Whether there is anything to validate on."""
+        self._split_off = held_out and self.has_valid
+        self._train = Reader(
+            job,
+            job.data.train,
+            seed=job.seed,
+            shuffle=job.data.shuffle_rows > 0,
+            split="train" if self._split_off else "all",
+        )
+
+    def train(self, epoch: int, start: Position) -> Iterator[Batch]:
+        """Batches of an epoch from a position on."""
+        return self._train.epoch(epoch, start)
+
+    def valid(self) -> Iterator[Batch]:
+        """All validation rows, in file order."""
+        if isinstance(self._job.data.valid, float | int):
+            reader = Reader(self._job, self._job.data.train, seed=self._job.seed, shuffle=False, split="valid")
+            return reader.epoch()
+        return rows_of(self._job, self._job.data.valid)
+
+    def test(self) -> Iterator[Batch]:
+        """All test rows, in file order."""
+        return rows_of(self._job, self._job.data.test)
+
+    @property
+    def fingerprint(self) -> dict[str, Any]:
+        """What a position in the training rows depends on, as plain values."""
+        return self._train.fingerprint
+
+    def check_fingerprint(self, saved: Mapping[str, Any]) -> None:
+        """Raises DataError where a position saved beside this fingerprint does not fit the data as it is now."""
+        self._train.check_fingerprint(saved)
+
+    @property
+    def steps_total(self) -> int | None:
+        """Steps of the whole run; None where only reading would tell."""
+        train, epoch = self._job.train, self._train.batches_per_epoch
+        steps = None if epoch is None else epoch * train.epochs
+        if train.max_steps is None or steps is None:
+            return steps if train.max_steps is None else train.max_steps
+        return min(steps, train.max_steps)
+
+
+def rows_of(job: Job, paths: Sequence[str], *, labels: bool = True) -> Iterator[Batch]:
+    """All rows of some files, in file order."""
+    return Reader(job, tuple(paths), seed=job.seed, shuffle=False, labels=labels).epoch()

@@ -1,0 +1,221 @@
+"""The trainer: a job in, a trained, evaluated and saved model out.
+
+    trainer = Trainer(job)
+    result = trainer.fit()
+    print(result.test.auc, result.checkpoint)
+
+`fit` builds a `Run` and lets it train; what happens step by step is in `run.py`, and the order of lookups and pushes in
+`pipeline.py`. T labels.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from datetime import datetime
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+import msgspec
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from satrap import checkpoint, models
+from satrap.embedding import EmbeddingEngine, Ledger
+from satrap.errors import JobError, TrainingError
+from satrap.observe import machine
+from satrap.ps import LocalService
+from satrap.schema import Job, save_job
+from satrap.train.evaluation import evaluate, predict
+from satrap.train.interrupt import Interrupts
+from satrap.train.reporting import Report
+from satrap.train.results import Evaluation, Result, Size, Stopped
+from satrap.train.run import Run
+from satrap.train.saving import Checkpoints, device_of, restore_model
+from satrap.train.schedule import LearningRate
+from satrap.train.sources import Sources, rows_of
+from satrap.train.state import RunState
+from satrap.train.step import DenseStep
+
+
+class Trainer:
+    """Trains a job, and evaluates and predicts with the model. One thread at a time."""
+
+    def __init__(
+        self,
+        job: Job,
+        model: nn.Module | None = None,
+        *,
+        run_dir: str | Path | None = None,
+        service: Any = None,
+        progress: bool | None = None,
+    ) -> None:
+        """`model` None: the job's, with weights that follow from its seed. `run_dir` None: runs/<job>-<time>.
+        `service` None: fresh tables in this process. `progress`: True shows it, False is silent, None decides by
+        whether there is a terminal.
+
+        Sets the number of threads torch computes with, for the whole process.
+        """
+        self.job = job
+        self.run_dir = Path(run_dir) if run_dir is not None else _fresh_run_dir(job)
+        self.device = device_of(job.train.device)
+        torch.set_num_threads(job.train.threads or machine.cores_available())
+        if model is None:
+            torch.manual_seed(job.seed)
+            model = models.build(job)
+        self.model = model.to(self.device)
+        self.service = service if service is not None else LocalService.of(job)
+        self.engine: Any = EmbeddingEngine(job, self.service, device=self.device, threads=job.store.threads)
+        self._dense = DenseStep(job, self.model, self.device)
+        self._progress = progress
+        self._used = False
+
+    @classmethod
+    def from_checkpoint(cls, path: str | Path, model: nn.Module | None = None) -> Trainer:
+        """A trainer with the model of a checkpoint (or of a run's newest), to evaluate and predict with.
+
+        `model` is needed where the job does not say how to build it. Raises CheckpointError for what is damaged or
+        does not fit.
+        """
+        loaded = checkpoint.load(path)
+        trainer = cls(loaded.job, model, run_dir=loaded.path.parent.parent, progress=False)
+        restore_model(loaded, trainer._dense, trainer.service)
+        trainer._used = True
+        return trainer
+
+    def fit(self, resume: bool = False) -> Result:
+        """Trains, validates, saves, and tests. `resume` goes on from the newest checkpoint of `run_dir`, if any.
+
+        Ctrl-C and SIGTERM (in the main thread) finish the step, save a checkpoint and return with
+        `stopped="interrupted"`; a second one raises KeyboardInterrupt. Raises DataError, TrainingError, CheckpointError
+        and JobError; checkpoints that were complete stay so.
+        """
+        self._claim(resume)
+        started = perf_counter()
+        with ExitStack() as stack:
+            report = stack.enter_context(Report(self.job, self.run_dir, self.service, self._progress))
+            interrupts = stack.enter_context(Interrupts(report.notify))
+            run = self._open_run(report, interrupts, resume)
+            stopped = run.train()
+            result = self._conclude(run, stopped, started)
+            report.finished(run.state, result)
+        return dataclasses.replace(result, plots=report.plots())
+
+    def evaluate(self, paths: str | Sequence[str]) -> Evaluation:
+        """The figures of the model on some files. Makes no row and changes nothing."""
+        labels = tuple(x.column for x in self.job.data.label)
+        return evaluate(self.engine, self._dense, rows_of(self.job, _several(paths)), labels)
+
+    def predict(self, paths: str | Sequence[str]) -> Iterator[NDArray[np.float32]]:
+        """Probabilities [b, T] of some files' rows, piece by piece, in their order. The files need no labels."""
+        return predict(self.engine, self._dense, rows_of(self.job, _several(paths), labels=False))
+
+    def _claim(self, resume: bool) -> None:
+        """One training a trainer: rows and optimizers of an earlier one would leak into the next without a word."""
+        if self._used:
+            raise TrainingError(
+                "this trainer has been used: its tables and weights are trained. Make a new Trainer(job), or "
+                f"Trainer(job, run_dir='{self.run_dir}').fit(resume=True) to go on"
+            )
+        if not resume and checkpoint.latest(self.run_dir) is not None:
+            raise JobError(
+                f"{self.run_dir} already holds the checkpoints of a run; go on with it (fit(resume=True), or "
+                "satrap train --resume), or choose another folder"
+            )
+        self._used = True
+
+    def _open_run(self, report: Report, interrupts: Interrupts, resume: bool) -> Run:
+        """Everything in place for the first step: data, schedules, random state; or as the checkpoint had it."""
+        newest = checkpoint.latest(self.run_dir) if resume else None
+        loaded = None if newest is None else checkpoint.load(newest)
+        self.job = job = _measured(self.job, loaded)
+        self.run_dir.mkdir(parents=True, exist_ok=True)
+        save_job(job, self.run_dir / "job.yaml")
+        sources = Sources(job)
+        checkpoints = Checkpoints(self.run_dir, job, self.service, self._dense, sources)
+        torch.manual_seed(job.seed)
+        state = RunState()
+        if loaded is not None:
+            state, reported = checkpoints.restore(loaded)
+            report.restore(reported)
+        rate = LearningRate.plan(job.train.schedule, sources.steps_total)
+        report.started(state, sources.steps_total)
+        return Run(
+            job=job,
+            engine=self.engine,
+            dense=self._dense,
+            sources=sources,
+            checkpoints=checkpoints,
+            state=state,
+            report=report,
+            interrupts=interrupts,
+            rate=rate,
+            saved_at=-1 if loaded is None else loaded.step,
+            saved=None if loaded is None else loaded.path,
+        )
+
+    def _conclude(self, run: Run, stopped: Stopped, started: float) -> Result:
+        """The model that stands for the run (the best, with early stopping), tested, and the figures of it all."""
+        state, report = run.state, run.report
+        size, valid, test = Size.of(self.service.stats()), state.valid, None
+        if stopped != "interrupted":
+            if state.best is not None and state.best_step != state.step:
+                loaded = checkpoint.load(run.checkpoints.path(state.best_step))
+                restore_model(loaded, self._dense, self.service)
+                run.saved = loaded.path
+            valid = state.best or state.valid
+            test = run.test()
+        return Result(
+            stopped=stopped if test is not None or not self.job.data.test else "interrupted",
+            steps=state.step,
+            epochs=state.epoch,
+            samples=state.samples,
+            samples_per_s=report.samples_per_s,
+            seconds=perf_counter() - started,
+            loss=report.loss,
+            valid=valid,
+            test=test,
+            size=size,
+            gradients=_gradients(self.engine.ledger),
+            staleness_mean=report.staleness_mean,
+            staleness_max=report.staleness_max,
+            stages=report.seconds,
+            checkpoint=run.saved,
+            run_dir=self.run_dir,
+        )
+
+
+def _fresh_run_dir(job: Job) -> Path:
+    """runs/<job>-<time>, with a number where two runs start in one second."""
+    base = Path("runs") / f"{job.name}-{datetime.now():%Y%m%d-%H%M%S}"
+    path, n = base, 2
+    while path.exists():
+        path, n = base.with_name(f"{base.name}-{n}"), n + 1
+    return path
+
+
+def _measured(job: Job, loaded: checkpoint.Loaded | None) -> Job:
+    """The job with the mean and deviation of every standard-scaled number: a resumed run's own, else measured now."""
+    unmeasured = {f.name for f in job.numeric_features if f.scale == "standard" and f.mean is None}
+    if not unmeasured:
+        return job
+    if loaded is None:
+        from satrap.data import measure
+
+        return measure(job)
+    known = {f.name: f for f in loaded.job.features if f.name in unmeasured}
+    return msgspec.structs.replace(job, features=tuple(known.get(f.name, f) for f in job.features))
+
+
+def _gradients(ledger: Ledger) -> dict[str, int]:
+    """The ledger as plain figures."""
+    refused = {f"refused_{reason.value}": n for reason, n in ledger.refused.items()}
+    return {"sent": ledger.sent, "applied": ledger.applied, "duplicates": ledger.duplicates, **refused}
+
+
+def _several(paths: str | Sequence[str]) -> tuple[str, ...]:
+    return (paths,) if isinstance(paths, str) else tuple(paths)
