@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -14,8 +13,6 @@ from satrap.cli.options import Checkpoint, DataPaths, Debug, Quiet, examples
 from satrap.cli.sources import find_checkpoint
 
 if TYPE_CHECKING:
-    import pyarrow as pa
-
     from satrap.schema import Job
 
 NAME = "predict"
@@ -45,6 +42,7 @@ def command(
     """
     if out.suffix not in (".parquet", ".csv"):
         raise UsageError(f"--out {out}: the ending must be .parquet or .csv")
+    from satrap.cli.columns import carried
     from satrap.cli.scores import write_scores
     from satrap.train import Trainer
 
@@ -53,7 +51,8 @@ def command(
     clash = set(names) & set(keep or [])
     if clash:
         raise UsageError(f"--keep {clash.pop()}: the output already has a column of that name, the score")
-    rows = write_scores(out, names, trainer.predict(data), kept_columns(trainer.job, data, keep or []))
+    kept = carried(data, keep, trainer.job.data.format) if keep else None
+    rows = write_scores(out, names, trainer.predict(data), kept)
     if not quiet:
         show.line(f"{rows:,} scores written to {out}")
 
@@ -62,12 +61,3 @@ def score_columns(job: Job) -> list[str]:
     """Names of the score columns: one per label of the job."""
     labels = job.data.label
     return [SCORE] if len(labels) == 1 else [f"{SCORE}_{x.column}" for x in labels]
-
-
-def kept_columns(job: Job, data: list[str], keep: list[str]) -> Iterator[pa.RecordBatch] | None:
-    """The columns to carry along, in row order; None where none were asked for."""
-    if not keep:
-        return None
-    from satrap.data import read_columns
-
-    return read_columns(data, keep, format=job.data.format)

@@ -187,9 +187,7 @@ def result(result: Result) -> None:
     facts = _facts(f"{result.run_dir.name}: {_ENDINGS[result.stopped]}")
     for name, e in (("test", result.test), ("valid", result.valid)):
         if e is not None:
-            facts.add_row(
-                f"{name} AUC", f"[bold]{decimal(e.auc)}[/bold]{_plus_minus(e)}  of {count(e.samples)} samples"
-            )
+            facts.add_row(f"{name} AUC", f"{_auc(e.auc, e.auc_error_bound)} on {count(e.samples)} samples")
             facts.add_row(f"{name} log loss", decimal(e.log_loss))
     facts.add_row("samples/s", count(result.samples_per_s))
     passes = f"{result.epochs} epoch" + ("s" if result.epochs != 1 else "")

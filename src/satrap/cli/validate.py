@@ -30,8 +30,9 @@ def command(
     checked = check_columns(job)
     if not quiet:
         show.job(job)
-    for path, columns in checked.items():
-        show.line(f"{path}: all {columns} columns are there, with fitting types")
-    if not checked:
-        show.line("The data files do not exist here, so their columns were not checked.")
+    for part, files in checked.items():
+        if files is None:
+            show.line(f"{part}: the files are not here, so their columns were not checked")
+        else:
+            show.line(f"{part}: {files} file{'s' if files != 1 else ''} with all the columns, of types that fit")
     show.line(f"{job_file} is valid.")

@@ -1,0 +1,79 @@
+# make demo   train a recommender on the Adult census data in this repository and show how good it is
+# make test   every check: lint, types, import order, formatting, native tests, Python tests
+# make lint   the checks that run no tests
+# make wheel  a wheel, in dist/
+# make clean  remove what these commands have made, except runs/
+#
+# The commands make a virtual environment, .venv, on first use; torch is the large download in it.
+# Tests run against the installed package, native module included, as a user has it: no editable install.
+
+PYTHON ?= python3
+VENV   ?= .venv
+BIN    := $(VENV)/bin
+NATIVE := build/native-tests
+# When one of these changes, the package is built and installed again.
+PACKAGE := pyproject.toml README.md CMakeLists.txt \
+           $(shell find src native -type f ! -name '*.so' ! -name '*.pyc' ! -path 'native/tests/*')
+CXX     := $(shell find native -name '*.h' -o -name '*.cc')
+
+# What is on the path of the person who calls must not reach the tests.
+unexport PYTHONPATH
+export PIP_DISABLE_PIP_VERSION_CHECK = 1
+
+.PHONY: help demo test lint native-test pytest wheel clean
+.DEFAULT_GOAL := help
+
+help:
+	@sed -n 's/^# \(make .*\)/\1/p' Makefile
+
+demo: $(VENV)/installed
+	@echo "==> training on the Adult census data: who earns more than 50,000 dollars a year?"
+	$(BIN)/satrap train examples/adult/job.yaml
+
+test: lint native-test pytest
+
+lint: $(VENV)/installed-dev
+	$(BIN)/ruff check src tests benchmarks
+	$(BIN)/ruff format --check src tests benchmarks
+	$(BIN)/mypy --python-executable $(BIN)/python
+	$(BIN)/lint-imports
+	$(BIN)/clang-format --dry-run -Werror $(CXX)
+
+native-test: $(VENV)/installed-dev
+	$(BIN)/cmake -S . -B $(NATIVE) -G Ninja -DCMAKE_MAKE_PROGRAM=$(abspath $(BIN)/ninja) \
+	  -DCMAKE_BUILD_TYPE=Release -DSATRAP_NATIVE_TESTS=ON -DSATRAP_SANITIZE=ON
+	$(BIN)/cmake --build $(NATIVE)
+	$(BIN)/ctest --test-dir $(NATIVE) --output-on-failure
+
+# The doctests are those of the installed modules, so `satrap` here is the package, not the folder.
+pytest: $(VENV)/installed-dev
+	$(BIN)/python -m pytest tests --pyargs satrap $(PYTEST_ARGS)
+
+wheel: $(VENV)/installed-dev
+	$(BIN)/python -m build --wheel
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("satrap needs Python 3.11 or newer, and $(PYTHON) is " + sys.version.split()[0] + "; name another: make PYTHON=python3.12 …")'
+	@echo "==> making the virtual environment $(VENV)"
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/installed: $(BIN)/python $(PACKAGE)
+	@echo "==> installing satrap and what it needs; the first time this downloads torch and compiles the native store"
+	$(BIN)/python -m pip install --quiet .
+	@touch $@
+
+# Without build isolation, so that a second build starts where the first one ended.
+$(VENV)/build-tools: $(BIN)/python pyproject.toml
+	$(BIN)/python -m pip install --quiet 'cmake>=3.24' ninja \
+	  $$($(BIN)/python -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["build-system"]["requires"])')
+	@touch $@
+
+$(VENV)/installed-dev: $(VENV)/build-tools $(PACKAGE)
+	@echo "==> installing satrap with its test tools; the first time this downloads torch and compiles the native store"
+	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python -m pip install --quiet --no-build-isolation '.[dev]'
+	@touch $(VENV)/installed $@
+
+clean:
+	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	find src -name '*.so' -delete
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
