@@ -10,58 +10,8 @@ The names below are loaded on first use, so that `import satrap` (and `satrap --
 from __future__ import annotations
 
 from importlib import import_module
-from typing import TYPE_CHECKING
 
 __version__ = "0.1.0"
-
-if TYPE_CHECKING:
-    from satrap.data import Batch, Jagged, Position, Reader, hash_strings, infer_job
-    from satrap.errors import CheckpointError, DataError, JobError, SatrapError, StoreError, TrainingError
-    from satrap.models import Named, Padded
-    from satrap.ps import LocalService, ParameterService
-    from satrap.schema import (
-        DLRM,
-        MLP,
-        SGD,
-        Adagrad,
-        Adam,
-        AdamW,
-        Categorical,
-        Checkpointing,
-        Constant,
-        Custom,
-        Data,
-        DCNv2,
-        DeepFM,
-        EarlyStopping,
-        Feature,
-        Ftrl,
-        Initializer,
-        Job,
-        Label,
-        ModelSpec,
-        Normal,
-        Numeric,
-        Optimizer,
-        Pooling,
-        RowWiseAdagrad,
-        Schedule,
-        Sequence,
-        Store,
-        Table,
-        Train,
-        TruncatedNormal,
-        Uniform,
-        ValueFormat,
-        WideDeep,
-        Zeros,
-        job_from_dict,
-        job_to_dict,
-        load_job,
-        override,
-        save_job,
-    )
-    from satrap.train import Evaluation, Result, Trainer
 
 __all__ = [
     "DLRM",

@@ -76,7 +76,11 @@ def pushes_before_each_lookup(operations):
 
 @settings(max_examples=25, deadline=None)
 @given(
-    k=st.integers(0, 5), warmup=st.integers(0, 6), n=st.integers(0, 14), first=st.integers(0, 3), seed=st.integers(0, 99)
+    k=st.integers(0, 5),
+    warmup=st.integers(0, 6),
+    n=st.integers(0, 14),
+    first=st.integers(0, 3),
+    seed=st.integers(0, 99),
 )
 def test_lookup_finds_exactly_the_pushes_of_the_schedule_under_jitter(k, warmup, n, first, seed):
     # A race instead of a schedule makes hybrid runs unrepeatable, and lets staleness exceed its bound.

@@ -37,7 +37,8 @@ class LearningRate:
         if steps_total is None:
             raise JobError(
                 f"train.schedule.decay_steps: the {schedule.kind} schedule falls over the rest of the run, but how "
-                "many rows this kind of file has is not known in advance; set train.schedule.decay_steps or train.max_steps"
+                "many rows this kind of file has is not known in advance; set train.schedule.decay_steps or "
+                "train.max_steps"
             )
         return cls(schedule, max(1, steps_total - schedule.warmup_steps))
 
