@@ -187,8 +187,6 @@ void pull(const TableView& t, size_t begin, size_t end, PullArgs& a) {
     pull_format<ValueFormat::kFp16>(t, begin, end, a);
 }
 
-constexpr uint32_t kMaxDim = 4096;
-
 // All bits of a finite number's exponent are never set; one pass over the gradient without branches.
 inline bool all_finite(const float* g, uint32_t dim) {
   uint32_t bad = 0;

@@ -97,11 +97,13 @@ inline void initial_values(const InitializerSpec& s, uint64_t key, float* out, u
     case InitializerKind::kUniform: {
       // Two numbers of 24 bits from each draw: exact in fp32.
       const float scale = (s.b - s.a) * 0x1p-24f;
-      for (uint32_t j = 0; j < dim; ++j) {
-        uint64_t z = draw(key, j / 2);
-        auto u = static_cast<uint32_t>(j % 2 == 0 ? z >> 40 : (z >> 8) & 0xFFFFFF);
-        out[j] = s.a + scale * static_cast<float>(u);
+      uint32_t j = 0;
+      for (; j + 2 <= dim; j += 2) {
+        const uint64_t z = draw(key, j / 2);
+        out[j] = s.a + scale * static_cast<float>(static_cast<int32_t>(z >> 40));
+        out[j + 1] = s.a + scale * static_cast<float>(static_cast<int32_t>((z >> 8) & 0xFFFFFF));
       }
+      if (j < dim) out[j] = s.a + scale * static_cast<float>(static_cast<int32_t>(draw(key, j / 2) >> 40));
       return;
     }
     case InitializerKind::kNormal:

@@ -6,6 +6,8 @@
 
 namespace satrap {
 
+constexpr uint32_t kMaxDim = 4096;
+
 enum class ValueFormat : uint8_t { kFp32, kFp16 };
 enum class OptimizerKind : uint8_t { kSgd, kAdagrad, kRowWiseAdagrad, kAdam, kAdamW, kFtrl };
 enum class InitializerKind : uint8_t { kUniform, kNormal, kTruncatedNormal, kConstant };

@@ -100,7 +100,10 @@ void Store::pull(const std::vector<PullItem>& items, bool create) {
     Table& table = *tables_[item.table];
     const TableSpec& spec = table.spec();
     for (size_t s : of_item[group.item]) {
-      for (uint32_t i : missing[s]) {
+      for (size_t k = 0; k < missing[s].size(); ++k) {
+        constexpr size_t kAhead = 8;
+        if (k + kAhead < missing[s].size()) table.prefetch(item.ids[missing[s][k + kAhead]]);
+        const uint32_t i = missing[s][k];
         if (group.parts > 1 && table.partition_of(item.ids[i]) % group.parts != group.part) continue;
         const char* row = table.find_or_create(item.ids[i]);
         kernels().decode(spec.format, row + RowLayout::kHeader, item.values + size_t{i} * spec.dim, spec.dim);

@@ -19,6 +19,8 @@ constexpr uint32_t kMaxRows = 0xFFFFFFF0u;
 
 // Fill at which an index grows: 7/8 of its slots. It then grows by a quarter, so fill stays within 0.70 and
 // 0.875.
+// A small one grows by half: its slack is little, and it grows less often.
+constexpr uint32_t kSmallIndex = 4096;
 uint64_t index_limit(uint64_t chunks) { return chunks * Chunk::kSlots * 7 / 8; }
 }  // namespace
 
@@ -65,6 +67,12 @@ void Table::reserve(uint32_t partition, BlockList* list, size_t n) {
   }
 }
 
+void Table::prefetch(uint64_t id) const {
+  const uint64_t h = mix(id);
+  const PartitionView& p = views_[partition_of(id)];
+  if (p.chunks != 0) __builtin_prefetch(chunk_at(p, home_chunk(h, partition_bits_, p.chunks)), 1);
+}
+
 char* Table::find(uint64_t id) const {
   const uint64_t h = mix(id);
   return find_row(view(), views_[partition_of(id)], h);
@@ -93,10 +101,15 @@ char* Table::find_or_create(uint64_t id, bool* created) {
   char* row = row_at(view(), views_[part], number);
   const uint64_t header = h & ~uint64_t{0xFF};  // version 0
   std::memcpy(row, &header, 8);
-  // Values go through a buffer: in the row they may be of another format.
-  float values[4096];
-  kernels().initialize(spec_, id, values, reinterpret_cast<float*>(row + layout_.state_offset()));
-  kernels().encode(spec_.format, values, row + RowLayout::kHeader, layout_.dim);
+  char* values = row + RowLayout::kHeader;
+  auto* state = reinterpret_cast<float*>(row + layout_.state_offset());
+  if (spec_.format == ValueFormat::kFp32) {
+    kernels().initialize(spec_, id, reinterpret_cast<float*>(values), state);
+  } else {
+    float first[kMaxDim];
+    kernels().initialize(spec_, id, first, state);
+    kernels().encode(spec_.format, first, values, layout_.dim);
+  }
   if (created != nullptr) *created = true;
   return row;
 }
@@ -146,7 +159,7 @@ void Table::collect(uint32_t partition, std::vector<Entry>* out) const {
 
 void Table::grow_index(uint32_t partition) {
   Partition& p = parts_[partition];
-  const uint32_t chunks = std::max(p.chunks + 1, p.chunks + p.chunks / 4);
+  const uint32_t chunks = p.chunks + std::max(1u, p.chunks / (p.chunks < kSmallIndex ? 2 : 4));
   std::vector<Entry> entries;
   if (p.chunks != 0) collect(partition, &entries);
   reserve(partition, &p.chunk_list, chunks);

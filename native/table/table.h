@@ -33,6 +33,8 @@ class Table {
   // different threads at once. `created`, if given, says which.
   char* find_or_create(uint64_t id, bool* created = nullptr);
   char* find(uint64_t id) const;
+  // Asks for the index of an id that will soon be looked for.
+  void prefetch(uint64_t id) const;
   // True if the row was there.
   bool erase(uint64_t id);
   void clear();
