@@ -20,12 +20,9 @@ app = typer.Typer(
 
 def _version(wanted: bool) -> None:
     if wanted:
-        from importlib.metadata import PackageNotFoundError, version
+        from satrap import __version__
 
-        try:
-            typer.echo(f"satrap {version('satrap')}")
-        except PackageNotFoundError:
-            typer.echo("satrap (not installed; running from source)")
+        typer.echo(f"satrap {__version__}")
         raise typer.Exit
 
 

@@ -38,7 +38,9 @@ class Words:
 
 
 def sort_words(words: Iterable[str]) -> Words:
-    """Tells a job file from data files from overrides. A word that names an existing file is never an override.
+    """Tells a job file from data files from overrides.
+
+    A word that names an existing file is never an override, nor is a path like `day=1/a.parquet`.
 
     >>> sort_words(["job.yaml", "train.staleness=0"])
     Words(job_file=PosixPath('job.yaml'), data=[], overrides=['train.staleness=0'])
@@ -48,8 +50,7 @@ def sort_words(words: Iterable[str]) -> Words:
     files: list[str] = []
     overrides: list[str] = []
     for word in words:
-        is_override = _OVERRIDE.match(word) is not None and not Path(word).exists()
-        (overrides if is_override else files).append(word)
+        (overrides if _is_override(word) else files).append(word)
     jobs = [f for f in files if f.endswith((".yaml", ".yml"))]
     if len(jobs) > 1:
         raise UsageError(f"give one job file, not {len(jobs)}: {', '.join(jobs)}")
@@ -60,6 +61,14 @@ def sort_words(words: Iterable[str]) -> Words:
             f"write data.train=[{others}] to train it on other files"
         )
     return Words(job_file=Path(jobs[0]) if jobs else None, data=[] if jobs else files, overrides=overrides)
+
+
+def _is_override(word: str) -> bool:
+    match = _OVERRIDE.match(word)
+    if match is None or Path(word).exists():
+        return False
+    # A misspelt key is still taken for one, for the sake of the message, unless the word looks like a path.
+    return re.split("[.=]", word)[0] in Job.__struct_fields__ or "/" not in word
 
 
 def check_resumed_job(before: Job, after: Job) -> None:
