@@ -44,6 +44,21 @@ class JoinedLinear(nn.Module):
         return out
 
 
+class BatchNorm(nn.BatchNorm1d):
+    """Batch normalisation that takes a batch of one sample, the odd last one of an epoch, by its running statistics.
+
+    >>> BatchNorm(3)(torch.zeros(1, 3)).shape
+    torch.Size([1, 3])
+    """
+
+    def forward(self, input: Tensor) -> Tensor:
+        """[B, H] → [B, H]."""
+        if self.training and input.shape[0] == 1:
+            mean, var = self.running_mean, self.running_var
+            return functional.batch_norm(input, mean, var, self.weight, self.bias, eps=self.eps)
+        return super().forward(input)
+
+
 def tower(widths: Sequence[int], *, norm: Norm = "none", dropout: float = 0.0) -> nn.Sequential:
     """Hidden layers after the first linear one: (norm, ReLU, dropout) and, between them, linear layers.
 
@@ -57,7 +72,7 @@ def tower(widths: Sequence[int], *, norm: Norm = "none", dropout: float = 0.0) -
         if i:
             layers.append(nn.Linear(widths[i - 1], width))
         if norm == "batch":
-            layers.append(nn.BatchNorm1d(width))
+            layers.append(BatchNorm(width))
         elif norm == "layer":
             layers.append(nn.LayerNorm(width))
         layers.append(nn.ReLU(inplace=True))
