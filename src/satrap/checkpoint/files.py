@@ -59,7 +59,7 @@ class Files(Protocol):
         """Makes a file that must not exist yet."""
 
     def make_directory(self, path: Path) -> None:
-        """Makes a directory and those above it; nothing where it is there already."""
+        """Makes one directory, in one that exists."""
 
     def sync_directory(self, path: Path) -> None:
         """Returns when the directory's names (files made, renamed, removed) survive power loss."""
@@ -113,7 +113,7 @@ class LocalFiles:
         return _LocalWriter(path)
 
     def make_directory(self, path: Path) -> None:
-        path.mkdir(parents=True, exist_ok=True)
+        path.mkdir()
 
     def sync_directory(self, path: Path) -> None:
         fd = os.open(path, os.O_RDONLY | getattr(os, "O_DIRECTORY", 0))
@@ -161,6 +161,15 @@ def read_file(path: Path, files: Files = LOCAL) -> bytearray:
     finally:
         file.close()
     return data[:filled]
+
+
+def make_directories(path: Path, files: Files = LOCAL) -> None:
+    """Makes a directory and those above it that are missing, each durable in its parent. Raises OSError."""
+    if files.is_directory(path):
+        return
+    make_directories(path.parent, files)
+    files.make_directory(path)
+    files.sync_directory(path.parent)
 
 
 def remove_tree(path: Path, files: Files = LOCAL) -> None:

@@ -44,7 +44,11 @@ def checkpoints(folder: str | Path, files: Files = LOCAL) -> list[Path]:
 
     A process that died between the two renames of replacing a step's checkpoint leaves the old one aside; it counts.
     """
-    folder = _home(Path(folder), files)
+    found = _by_step(_home(Path(folder), files), files)
+    return [found[step] for step in sorted(found)]
+
+
+def _by_step(folder: Path, files: Files) -> dict[int, Path]:
     found: dict[int, Path] = {}
     names = files.names(folder)
     for name in names:
@@ -53,7 +57,7 @@ def checkpoints(folder: str | Path, files: Files = LOCAL) -> list[Path]:
     for name in names:
         if (m := _STEP.fullmatch(name)) and NAME in files.names(folder / name):
             found[int(m.group(1))] = folder / name
-    return [found[step] for step in sorted(found)]
+    return found
 
 
 def latest(folder: str | Path, files: Files = LOCAL) -> Path | None:
@@ -101,9 +105,12 @@ def best(folder: str | Path, files: Files = LOCAL) -> Path | None:
         name = read_file(folder / BEST, files).decode().strip()
     except (OSError, UnicodeDecodeError) as e:
         raise CheckpointError(f"cannot read {folder / BEST}: {e}") from e
-    if not _STEP.fullmatch(name) or NAME not in files.names(folder / name):
+    match = _STEP.fullmatch(name)
+    # By step, not by name: its directory may be the one that waits aside for its successor.
+    found = _by_step(folder, files).get(int(match.group(1))) if match else None
+    if found is None:
         raise CheckpointError(f"{folder / BEST} names '{name[:80]}', which is not a checkpoint in that folder")
-    return folder / name
+    return found
 
 
 def retain(folder: str | Path, keep: int, files: Files = LOCAL) -> list[Path]:

@@ -284,7 +284,9 @@ class RowReader:
         needed = sum(self._column_bytes(n) for n in self._columns(section))
         if needed > source.left - END.size:
             raise source.damaged(
-                offset, f"table '{name}': {rows} rows need {needed} bytes, {max(0, source.left - END.size)} are left"
+                source.size,
+                f"the file ends here: truncated. The {rows} rows of table '{name}', whose header is at {offset}, "
+                f"need {needed} bytes, {max(0, source.left - END.size)} are left for them",
             )
         return section
 

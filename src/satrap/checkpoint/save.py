@@ -10,14 +10,14 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from datetime import UTC, datetime
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, TypeVar
 
 from torch import Tensor
 
+from satrap import __version__
 from satrap.checkpoint import folder, manifest, tensors
-from satrap.checkpoint.files import LOCAL, Files, remove_tree, write_all
+from satrap.checkpoint.files import LOCAL, Files, make_directories, remove_tree, write_all
 from satrap.checkpoint.manifest import FileEntry, Manifest, TableEntry
 from satrap.checkpoint.rows import RowWriter
 from satrap.data.batch import Position
@@ -60,7 +60,7 @@ def save(
     try:
         contents = _Contents(job, service, dense, optimizer, step, position, rng, extra)
         needed = contents.bytes_at_most
-        files.make_directory(home)
+        make_directories(home, files)
         folder.clean(home, files)
         _require_room(target, needed, files)
         files.make_directory(draft)
@@ -178,7 +178,7 @@ class _Contents:
         body = Manifest(
             format=manifest.FORMAT,
             version=manifest.VERSION,
-            satrap=_satrap_version(),
+            satrap=__version__,
             created=datetime.now(UTC).isoformat(timespec="seconds"),
             step=self._step,
             position=self._position,
@@ -260,14 +260,15 @@ def _publish(draft: Path, target: Path, files: Files) -> None:
         return
     old = home / folder.aside(target.name, "old")
     files.rename(target, old)
-    files.sync_directory(home)
     try:
+        files.sync_directory(home)
         files.rename(draft, target)
     except OSError:
         files.rename(old, target)
         raise
     files.sync_directory(home)
-    folder.discard(old, files)
+    with suppress(OSError):  # the new one is safe; what stays of the old one goes at the next save
+        folder.discard(old, files)
 
 
 def _require_room(target: Path, needed: int, files: Files) -> None:
@@ -296,10 +297,3 @@ def _failed(error: OSError, target: Path, needed: int | None, files: Files) -> C
 
 def _size(count: int | None) -> str:
     return "unknown" if count is None else f"{count:,} bytes"
-
-
-def _satrap_version() -> str:
-    try:
-        return version("satrap")
-    except PackageNotFoundError:  # run from a source tree that was never installed
-        return "source"
