@@ -313,9 +313,16 @@ void pool_dim(const FeatureView& f, const float* rows, size_t begin, size_t end,
   const uint32_t dim = kDim ? kDim : f.dim;
   const bool single = f.offsets == nullptr && (f.weights == nullptr || f.pooling != 0);
   if (single && f.weights == nullptr) {
-    for (size_t b = begin; b < end; ++b)
+    // The stride from sample to sample is longer than what hardware prefetchers follow.
+    constexpr size_t kAhead = 12;
+    for (size_t b = begin; b < end; ++b) {
+      if (b + kAhead < end) {
+        __builtin_prefetch(rows + size_t{static_cast<uint32_t>(f.positions[b + kAhead])} * dim);
+        __builtin_prefetch(out + (b + kAhead) * width + f.column, 1);
+      }
       std::memcpy(out + b * width + f.column, rows + size_t{static_cast<uint32_t>(f.positions[b])} * dim,
                   4 * size_t{dim});
+    }
     return;
   }
   for (size_t b = begin; b < end; ++b) {
@@ -354,7 +361,9 @@ void unpool_columns(const FeatureView& f, const float* grad, size_t samples, siz
                     uint32_t first, uint32_t last) {
   const uint32_t n = kCols ? kCols : last - first;
   if (f.offsets == nullptr && f.weights == nullptr) {
+    constexpr size_t kAhead = 12;
     for (size_t b = 0; b < samples; ++b) {
+      if (b + kAhead < samples) __builtin_prefetch(grad + (b + kAhead) * width + f.column + first);
       const float* g = grad + b * width + f.column + first;
       float* r = rows + size_t{static_cast<uint32_t>(f.positions[b])} * f.dim + first;
       for (uint32_t j = 0; j < n; ++j) r[j] += g[j];
