@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -69,22 +70,55 @@ def offsets_of(lengths: I64) -> I64:
     return offsets
 
 
-def pick(block: Block, order: I64) -> Block:
-    """The rows of these numbers, in this order."""
-    return Block(
-        rows=len(order),
-        numeric=np.take(block.numeric, order, axis=0, mode="clip"),
-        ids={name: _pick_ids(jagged, order) for name, jagged in block.ids.items()},
-        labels=np.take(block.labels, order, axis=0, mode="clip"),
-        weights=None if block.weights is None else block.weights[order],
-    )
+class Gatherer:
+    """Picks rows out of several blocks. Not thread-safe: it keeps its working memory from call to call."""
 
+    def __init__(self) -> None:
+        self._scratch: dict[str, NDArray[Any]] = {}
 
-def _pick_ids(jagged: Jagged, order: I64) -> Jagged:
-    if jagged.offsets is None:
+    def gather(self, blocks: Sequence[Block], order: I64) -> Block:
+        """The rows of these numbers, in this order, of blocks one behind the other.
+
+        Columns of one id a row share one allocation, so large that the system backs it with huge pages: in pieces of
+        fresh memory, page faults would cost as much as the gathering itself.
+        """
+        first = blocks[0]
+        single = [name for name in first.ids if all(b.ids[name].offsets is None for b in blocks)]
+        columns = dict(zip(single, np.empty((len(single), len(order)), np.uint64), strict=True))
+        return Block(
+            rows=len(order),
+            numeric=self._pick("numeric", [b.numeric for b in blocks], order),
+            ids={name: self._pick_ids([b.ids[name] for b in blocks], order, columns.get(name)) for name in first.ids},
+            labels=self._pick("labels", [b.labels for b in blocks], order),
+            weights=self._pick_optional([b.weights for b in blocks], order),
+        )
+
+    def _pick_ids(self, parts: Sequence[Jagged], order: I64, out: NDArray[np.uint64] | None) -> Jagged:
+        if out is None:
+            return _pick_lists(_join_ids(parts), order)
+        np.take(self._join("ids", [p.values for p in parts]), order, mode="clip", out=out)
+        return Jagged(out, None, self._pick_optional([p.weights for p in parts], order))
+
+    def _pick_optional(self, parts: Sequence[NDArray[Any] | None], order: I64) -> NDArray[Any] | None:
+        there = [p for p in parts if p is not None]
+        return self._pick("weights", there, order) if there else None
+
+    def _pick(self, use: str, parts: Sequence[NDArray[Any]], order: I64) -> NDArray[Any]:
         # mode="clip" skips numpy's bounds pass; the order comes from this package and is in range.
-        weights = None if jagged.weights is None else np.take(jagged.weights, order, mode="clip")
-        return Jagged(np.take(jagged.values, order, mode="clip"), None, weights)
+        return np.take(self._join(use, parts), order, axis=0, mode="clip")
+
+    def _join(self, use: str, parts: Sequence[NDArray[Any]]) -> NDArray[Any]:
+        if len(parts) == 1:
+            return parts[0]
+        rows = sum(len(p) for p in parts)
+        scratch = self._scratch.get(use)
+        if scratch is None or len(scratch) < rows:
+            scratch = self._scratch[use] = np.empty((rows, *parts[0].shape[1:]), parts[0].dtype)
+        return np.concatenate(parts, out=scratch[:rows])
+
+
+def _pick_lists(jagged: Jagged, order: I64) -> Jagged:
+    assert jagged.offsets is not None
     starts = jagged.offsets[order]
     lengths = jagged.offsets[order + 1] - starts
     offsets = offsets_of(lengths)

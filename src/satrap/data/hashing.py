@@ -159,4 +159,5 @@ def _folded_product(a: U64, b: U64) -> U64:
     cross = (low >> half) + (mid_a & _LOW_32) + mid_b
     upper = (mid_a >> half) + (cross >> half) + high
     lower = (cross << half) | (low & _LOW_32)
-    return np.bitwise_xor(upper, lower)
+    folded: U64 = np.bitwise_xor(upper, lower)
+    return folded

@@ -16,16 +16,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from satrap.data.batch import Batch, Position
-from satrap.data.block import Block, cut, join, pick, to_batch
+from satrap.data.block import Block, Gatherer, cut, join, to_batch
 from satrap.data.columns import needs_of
 from satrap.data.decode import Decoder, require_measured
-from satrap.data.files import AnyFormat, Paths, find_files
+from satrap.data.files import AnyFormat, Paths
 from satrap.data.fingerprint import compare, fingerprint
+from satrap.data.opening import open_source
 from satrap.data.order import Purpose, held_out, key, permutation
-from satrap.data.parquet import ParquetSource
-from satrap.data.source import READ_ROWS, Order, Piece, Source
+from satrap.data.source import READ_ROWS, Order, Piece
 from satrap.data.stages import in_background
-from satrap.data.text import TextSource
 from satrap.errors import DataError, JobError
 from satrap.schema import Job
 
@@ -77,10 +76,8 @@ class Reader:
         self._batch_size = batch_size or job.train.batch_size
         window_rows = job.data.shuffle_rows if self._shuffle else READ_ROWS
         self._order = Order(seed, self._shuffle, window_rows)
-        files = find_files(paths, format or job.data.format, filesystem)
-        self._needs = needs_of(job, labels=labels)
-        kind = ParquetSource if files[0].format == "parquet" else TextSource
-        self._source: Source = kind(files, self._needs, self._order)
+        needs = needs_of(job, labels=labels)
+        self._source = open_source(paths, needs, self._order, format=format or job.data.format, filesystem=filesystem)
         require_measured(job)
         self._split_rows: int | None = None
 
@@ -138,14 +135,21 @@ class Reader:
         return self._batches(windows, start)
 
     def _windows(self, pieces: Iterator[Piece], epoch: int, *, whole: bool) -> Iterator[_Window]:
-        decoder = Decoder(self._job, labels=self._labels)
+        """Decodes pieces and puts them together to windows. `whole`: from the beginning of the epoch."""
+        decoder, gatherer = Decoder(self._job, labels=self._labels), Gatherer()
         blocks: list[Block] = []
         kept: list[NDArray[np.int64]] = []
         number = rows = 0
+
+        def window() -> _Window:
+            nonlocal blocks, kept, rows
+            done = self._window(number, epoch, blocks, kept, gatherer)
+            blocks, kept, rows = [], [], 0
+            return done
+
         for piece in pieces:
             if blocks and piece.window != number:
-                yield self._window(number, epoch, blocks, kept)
-                blocks, kept, rows = [], [], 0
+                yield window()
             number = piece.window
             block = decoder.decode(piece)
             if self._split != "all" and self._valid > 0.0:
@@ -154,24 +158,23 @@ class Reader:
             blocks.append(block)
             rows += block.rows
             closes = piece.closes
-            del piece, block
+            del piece, block  # their memory can go while the consumer works
             if closes:
-                yield self._window(number, epoch, blocks, kept)
-                blocks, kept, rows = [], [], 0
+                yield window()
         if blocks:
-            yield self._window(number, epoch, blocks, kept)
+            yield window()
         if self._shuffle and whole:
             decoder.require_positives()
 
-    def _window(self, number: int, epoch: int, blocks: list[Block], kept: list[NDArray[np.int64]]) -> _Window:
-        block = join(blocks)
-        blocks.clear()
+    def _window(
+        self, number: int, epoch: int, blocks: list[Block], kept: list[NDArray[np.int64]], gatherer: Gatherer
+    ) -> _Window:
         chosen = np.concatenate(kept) if kept else None
         if self._shuffle:
-            count = block.rows if chosen is None else len(chosen)
+            count = sum(b.rows for b in blocks) if chosen is None else len(chosen)
             order = permutation(count, key(Purpose.ROWS, self._seed, epoch, number))
-            return _Window(number, pick(block, order if chosen is None else chosen[order]))
-        return _Window(number, block if chosen is None else pick(block, chosen))
+            return _Window(number, gatherer.gather(blocks, order if chosen is None else chosen[order]))
+        return _Window(number, join(blocks) if chosen is None else gatherer.gather(blocks, chosen))
 
     def _batches(self, windows: Generator[_Window, None, None], start: Position) -> Generator[Batch, None, None]:
         """Cuts windows into batches; one that spans windows is joined from their ends."""
