@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from memory_rows import POSITION, MemoryRows, dense_parts, filled, job_of
 
 from satrap import checkpoint
@@ -39,7 +40,7 @@ def save_step(folder: Path, job: Job, service: Any, step: int, **options: Any) -
         "dense": dense,
         "optimizer": optimizer,
         "position": POSITION,
-        "rng": None,
+        "rng": {"torch": torch.tensor([step])},
         "extra": {"step": step},
         "threads": 1,
     }

@@ -1,8 +1,8 @@
 """A hash of the model's content that does not depend on how it is laid out.
 
-Covered: dense weights, the dense optimizer's state, and for every table its configuration and its rows in the global
-order of their ids' mix, each with values and optimizer state. Not covered: steps, clients, the job, times, paths, the
-number of partitions and files, threads, and what the optimizer's settings are (its state is).
+Covered: dense weights, the dense optimizer's state, and for every table its dim, format and kind of optimizer and its
+rows in the global order of their ids' mix, each with values and optimizer state. Not covered: settings (learning rates,
+initializers), steps, clients, the job, times, paths, threads, and the number of partitions and files.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import msgspec
 from torch import Tensor
 
 from satrap.checkpoint import tensors
 from satrap.checkpoint.files import LOCAL, Files
 from satrap.checkpoint.load import expect, load, open_rows, row_files
+from satrap.checkpoint.rows import kind_of
 from satrap.ps.protocol import RowBlock, RowStorage
 from satrap.schema import Table
 
@@ -39,7 +39,10 @@ class _TableHash:
 
     def part(self) -> dict[str, Any]:
         return {
-            "spec": msgspec.to_builtins(self._table),
+            "dim": self._table.dim,
+            "format": self._table.format.value,
+            "optimizer": kind_of(self._table),
+            "state_width": self._width,
             "rows": self._rows,
             **{name: h.hexdigest() for name, h in self._columns.items()},
         }

@@ -17,6 +17,7 @@ from pathlib import Path
 
 from satrap.checkpoint.files import LOCAL, Files, read_file, remove_tree, write_small
 from satrap.checkpoint.manifest import NAME
+from satrap.checkpoint.rows import ADVICE
 from satrap.errors import CheckpointError
 
 _STEP = re.compile(r"step-(\d{8,})")
@@ -70,6 +71,8 @@ def find(path: str | Path, files: Files = LOCAL) -> Path:
     path = Path(path)
     if NAME in files.names(path):
         return path
+    if _STEP.fullmatch(path.name) and files.is_directory(path):
+        raise CheckpointError(f"{path / NAME}: missing, so this is no checkpoint. {ADVICE}")
     newest = latest(path, files)
     if newest is None:
         what = "it holds no checkpoint" if files.is_directory(path) else "there is no such directory"
