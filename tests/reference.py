@@ -30,7 +30,11 @@ Initial = Callable[[Table, NDArray[np.uint64]], NDArray[np.float32]]
 
 
 class Ftrl(torch.optim.Optimizer):
-    """FTRL-Proximal, algorithm 1 of McMahan et al. (KDD 2013); `lr` is alpha."""
+    """FTRL-Proximal, algorithm 1 of McMahan et al. (KDD 2013); `lr` is alpha.
+
+    The paper starts from weights of zero, z = n = 0. Rows start from their initializer's values, so z starts as the
+    one whose weights those are; it is zero where they are zero.
+    """
 
     def __init__(self, params: Any, lr: float, beta: float, l1: float, l2: float) -> None:
         super().__init__(params, {"lr": lr, "beta": beta, "l1": l1, "l2": l2})
@@ -43,7 +47,9 @@ class Ftrl(torch.optim.Optimizer):
                 if w.grad is None:
                     continue
                 g, state = w.grad, self.state[w]
-                z = state.setdefault("z", torch.zeros_like(w))
+                if "z" not in state:
+                    state["z"] = -(w * (beta / alpha + l2) + w.sign() * l1)
+                z = state["z"]
                 n = state.setdefault("n", torch.zeros_like(w))
                 sigma = ((n + g * g).sqrt() - n.sqrt()) / alpha
                 z += g - sigma * w
@@ -133,7 +139,7 @@ class ReferenceService:
             if len(np.unique(ids)) != len(ids):
                 raise StoreError(f"table '{name}': repeated ids")
             found = [self._row(name, int(i), create=request.create) for i in ids]
-            values[name] = np.array([r.value.detach().numpy() for r in found], np.float32).reshape(len(ids), -1)
+            values[name] = np.array([r.value.detach().numpy() for r in found], np.float32).reshape(len(ids), self._by_name[name].dim)
             versions[name] = np.array([r.updates % 256 for r in found], np.uint8)
         return Rows(values, versions)
 

@@ -122,12 +122,17 @@ class Leg:
         seconds: StageSeconds,
         on_ack: Callable[[Ack], None] | None = None,
     ) -> None:
-        """`first` is the number of the leg's first step; `steps` its length, None to the end of the data."""
+        """`first` is the number of the leg's first step; `steps` its length, None to the end of the data.
+
+        `on_ack` is called in the main thread: before a lookup is handed out, with the acknowledgements that came before
+        that lookup was made; at the end with the rest. So what it sees by a step does not depend on timing either.
+        """
         self._engine, self._feed, self._schedule = engine, feed, schedule
         self._first, self._end, self._train = first, None if steps is None else first + steps, train
         self._seconds, self._on_ack = seconds, on_ack
         self._ready: SimpleQueue[Any] = SimpleQueue()
         self._gradients: SimpleQueue[Any] = SimpleQueue()
+        self._acks: list[Ack] = []
         self._applied = first
         self._stopping = False
         self._aborted = False
@@ -141,8 +146,9 @@ class Leg:
     def __iter__(self) -> Iterator[Any]:
         while True:
             start = perf_counter()
-            lookup = self._ready.get()
+            lookup, acks = self._ready.get()
             self._seconds.lookup_wait += perf_counter() - start
+            self._take(acks)
             if lookup is _END:
                 if self._error is not None:
                     raise self._error
@@ -167,8 +173,19 @@ class Leg:
         # After an error the reader may keep the thread for long; it ends by itself, without another push.
         self._thread.join(_PATIENCE_S if self._aborted else None)
         self._seconds.drain_wait += perf_counter() - start
+        while not self._ready.empty():
+            self._take(self._ready.get()[1])
         if error is None and self._error is not None:
             raise self._error
+
+    def _take(self, acks: list[Ack]) -> None:
+        if self._on_ack is not None:
+            for ack in acks:
+                self._on_ack(ack)
+
+    def _hand_out(self, lookup: Any) -> None:
+        self._ready.put((lookup, self._acks))
+        self._acks = []
 
     def _run(self) -> None:
         """The engine thread."""
@@ -177,7 +194,7 @@ class Leg:
         except BaseException as error:
             self._error = error
         finally:
-            self._ready.put(_END)
+            self._hand_out(_END)
 
     def _alternate(self) -> None:
         step = self._first
@@ -193,9 +210,9 @@ class Leg:
             start = perf_counter()
             lookup = self._engine.lookup(item, train=self._train)
             self._seconds.lookup += perf_counter() - start
-            self._ready.put(lookup)
+            self._hand_out(lookup)
             step += 1
-        self._ready.put(_END)
+        self._hand_out(_END)
         self._push_until(step)
 
     def _push_until(self, wanted: int) -> bool:
@@ -221,5 +238,4 @@ class Leg:
                 f"the gradients of step {seq} were taken for those of a push applied before: these tables have been "
                 "trained further than this run; start from fresh tables, or resume from their own checkpoint"
             )
-        if self._on_ack is not None:
-            self._on_ack(ack)
+        self._acks.append(ack)

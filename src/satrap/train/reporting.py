@@ -32,7 +32,7 @@ BINS = 1 << 14
 class Report:
     """Collects figures step by step; every `log_every_steps` they become a record and a line of the display.
 
-    `pushed` is called by the engine thread, everything else by the main thread.
+    Used by the main thread.
     """
 
     def __init__(self, job: Job, run_dir: Path, service: Any, progress: bool | None) -> None:
