@@ -7,12 +7,18 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
-from cli_command import Satrap, click_table, run
+from cli_command import Satrap, call, click_table, run
+
+
+@pytest.fixture
+def called(tmp_path: Path) -> Satrap:
+    """Runs `satrap` in tmp_path, within this process."""
+    return partial(call, tmp_path)
 
 
 @pytest.fixture
 def satrap(tmp_path: Path) -> Satrap:
-    """Runs `satrap` in tmp_path."""
+    """Runs `satrap` in tmp_path, as another process."""
     return partial(run, tmp_path)
 
 

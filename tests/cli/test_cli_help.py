@@ -13,30 +13,30 @@ from satrap import __version__
 COMMANDS = ["train", "evaluate", "predict", "inspect", "validate"]
 
 
-def test_help_lists_every_command(satrap: Satrap) -> None:
-    text = satrap("--help").out
+def test_help_lists_every_command(called: Satrap) -> None:
+    text = called("--help").out
     assert all(f" {name} " in text for name in COMMANDS)
 
 
 @pytest.mark.parametrize("name", COMMANDS)
-def test_the_help_of_a_command_has_examples_of_it(name: str, satrap: Satrap) -> None:
-    text = satrap(name, "--help").out
+def test_the_help_of_a_command_has_examples_of_it(name: str, called: Satrap) -> None:
+    text = called(name, "--help").out
     assert "Examples" in text
     assert f"$ satrap {name} " in text
     assert "--debug" in text
 
 
-def test_without_a_command_the_help_is_shown_as_wrong_usage(satrap: Satrap) -> None:
-    outcome = satrap(code=2)
+def test_without_a_command_the_help_is_shown_as_wrong_usage(called: Satrap) -> None:
+    outcome = called(code=2)
     assert "Usage: satrap" in outcome.out + outcome.err
 
 
-def test_the_version_is_that_of_the_package(satrap: Satrap) -> None:
-    assert satrap("--version").out == f"satrap {__version__}\n"
+def test_the_version_is_that_of_the_package(called: Satrap) -> None:
+    assert called("--version").out == f"satrap {__version__}\n"
 
 
-def test_shell_completion_can_be_shown(satrap: Satrap) -> None:
-    assert "_SATRAP_COMPLETE" in satrap("--show-completion", "bash").out
+def test_shell_completion_can_be_shown(called: Satrap) -> None:
+    assert "_SATRAP_COMPLETE" in called("--show-completion", "bash").out
 
 
 @pytest.mark.parametrize("words", [["--help"], ["train", "--help"], ["--version"]])
@@ -53,5 +53,5 @@ def test_help_loads_neither_torch_nor_pyarrow_nor_numpy(words: list[str]) -> Non
     assert done.returncode == 0, done.stderr
 
 
-def test_an_unknown_option_is_wrong_usage(satrap: Satrap) -> None:
-    assert "--labl" in satrap("train", "a.parquet", "--labl", "click", code=2).err
+def test_an_unknown_option_is_wrong_usage(called: Satrap) -> None:
+    assert "--labl" in called("train", "a.parquet", "--labl", "click", code=2).err
