@@ -20,7 +20,8 @@ ROWS = st.fixed_dictionaries(
     {
         "user": st.integers(-(2**63), 2**63 - 1),
         "city": st.none() | st.text(max_size=20),
-        "tags": st.none() | st.lists(st.none() | st.sampled_from(["a", "b", "ccc", "a tag of more than sixteen bytes"])),
+        "tags": st.none()
+        | st.lists(st.none() | st.sampled_from(["a", "b", "ccc", "a tag of more than sixteen bytes"])),
         "seen": st.none() | st.lists(st.none() | st.integers(0, 2**64 - 1), max_size=6),
         "price": st.none() | st.floats(-1e6, 1e6, width=32) | st.sampled_from([float("nan"), float("inf")]),
         "y": st.integers(0, 1),
@@ -133,7 +134,9 @@ def test_shuffle_rows_zero_reads_in_file_order_though_shuffling_is_asked_for(tmp
 
 def test_shuffle_mixes_row_groups_within_a_window(tmp_path: Path) -> None:
     path = write(tmp_path / "a.parquet", {"row": list(range(1000)), "y": [0, 1] * 500}, row_group_size=100)
-    order = order_of(Reader(job_of(Categorical(name="row"), data={"shuffle_rows": 1000}), path, seed=3, shuffle=True), 0)
+    order = order_of(
+        Reader(job_of(Categorical(name="row"), data={"shuffle_rows": 1000}), path, seed=3, shuffle=True), 0
+    )
     for start in range(0, 1000, 100):
         assert len({row // 100 for row in order[start : start + 100]}) > 5
 

@@ -117,6 +117,7 @@ class ParquetSource:
             metadata=self._footers[file],
             read_dictionary=_text_leaves(self._footers[file], self.schemas[file], self._needs),
             pre_buffer=True,
+            page_checksum_verification=True,  # where the writer left checksums
         )
 
 
