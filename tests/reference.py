@@ -139,7 +139,8 @@ class ReferenceService:
             if len(np.unique(ids)) != len(ids):
                 raise StoreError(f"table '{name}': repeated ids")
             found = [self._row(name, int(i), create=request.create) for i in ids]
-            values[name] = np.array([r.value.detach().numpy() for r in found], np.float32).reshape(len(ids), self._by_name[name].dim)
+            dim = self._by_name[name].dim
+            values[name] = np.array([r.value.detach().numpy() for r in found], np.float32).reshape(len(ids), dim)
             versions[name] = np.array([r.updates % 256 for r in found], np.uint8)
         return Rows(values, versions)
 
@@ -206,7 +207,11 @@ class ReferenceLookup:
     labels: Tensor
     weights: Tensor | None
     leaves: dict[str, Tensor]
-    """Table → [U, D], what the pooled tensors were made from."""
+    """Feature → what the model sees of it, [B, D] or [B, L, D]: leaves that collect gradients, in pieces if need be."""
+    outputs: dict[str, Tensor]
+    """Feature → the same values, still joined to the rows they were made from."""
+    rows: dict[str, Tensor]
+    """Table → [U, D]."""
     ids: dict[str, NDArray[np.uint64]]
     versions: dict[str, NDArray[np.uint8]]
 
@@ -232,31 +237,37 @@ class ReferenceEngine:
     def lookup(self, batch: Batch, *, train: bool) -> ReferenceLookup:
         ids = self._unique(batch)
         pulled = self.service.pull(PullRequest(ids=ids, create=train))
-        leaves = {n: torch.from_numpy(np.asarray(v).copy()).requires_grad_(train) for n, v in pulled.values.items()}
-        outputs: dict[str, Tensor | Padded] = {}
+        rows = {n: torch.from_numpy(np.asarray(v).copy()).requires_grad_(train) for n, v in pulled.values.items()}
+        outputs: dict[str, Tensor] = {}
+        masks: dict[str, Tensor] = {}
         for f in self.job.id_features:
             table = self.job.table_of(f)
             jagged = batch.ids[f.name]
             where = torch.from_numpy(np.searchsorted(ids[table], jagged.values))
             if isinstance(f, schema.Sequence):
-                outputs[f.name] = padded(leaves[table], where, offsets_of(jagged))
+                outputs[f.name], masks[f.name] = padded(rows[table], where, offsets_of(jagged))
             else:
                 weights = None if jagged.weights is None else torch.from_numpy(jagged.weights.copy())
-                outputs[f.name] = pooled(leaves[table], where, offsets_of(jagged), f.pooling, weights)
+                outputs[f.name] = pooled(rows[table], where, offsets_of(jagged), f.pooling, weights)
+        leaves = {name: x.detach().requires_grad_(train) for name, x in outputs.items()}
         widths = {f.name: f.width + int(f.indicator) for f in self.job.numeric_features}
         return ReferenceLookup(
             batch=batch,
             numeric=Named.packed(torch.from_numpy(batch.numeric.copy()), widths),
-            embeddings=Named(outputs),
+            embeddings=Named({n: Padded(x, masks[n]) if n in masks else x for n, x in leaves.items()}),
             labels=torch.from_numpy(batch.labels.copy()),
             weights=None if batch.weights is None else torch.from_numpy(batch.weights.copy()),
             leaves=leaves,
+            outputs=outputs,
+            rows=rows,
             ids=ids,
             versions=dict(pulled.versions),
         )
 
     def push(self, lookup: ReferenceLookup, *, seq: int, lr_factor: float) -> Ack:
-        gradients = {n: torch.zeros_like(t) if t.grad is None else t.grad for n, t in lookup.leaves.items()}
+        used = [name for name, leaf in lookup.leaves.items() if leaf.grad is not None]
+        torch.autograd.backward([lookup.outputs[n] for n in used], [lookup.leaves[n].grad for n in used])
+        gradients = {n: torch.zeros_like(t) if t.grad is None else t.grad for n, t in lookup.rows.items()}
         ack = self.service.push(
             PushRequest(
                 client=0,
@@ -304,12 +315,10 @@ def pooled(rows: Tensor, where: Tensor, offsets: Tensor, pooling: schema.Pooling
     return summed / torch.where(lengths == 0, torch.ones_like(divisor), divisor).unsqueeze(1)
 
 
-def padded(rows: Tensor, where: Tensor, offsets: Tensor) -> Padded:
+def padded(rows: Tensor, where: Tensor, offsets: Tensor) -> tuple[Tensor, Tensor]:
     """rows [U, D] at where [N] in lists → values [B, L, D], zero past a list's end, and mask [B, L]."""
     lengths = offsets.diff()
     longest = int(lengths.max()) if len(lengths) else 0
     mask = torch.arange(longest).unsqueeze(0) < lengths.unsqueeze(1)
-    values = torch.zeros(len(lengths), longest, rows.shape[1])
-    if len(where):
-        values = values.masked_scatter(mask.unsqueeze(2), rows[where])
-    return Padded(values, mask)
+    empty = torch.zeros(len(lengths), longest, rows.shape[1])
+    return empty.masked_scatter(mask.unsqueeze(2), rows[where]), mask

@@ -87,7 +87,7 @@ def click_file(path: Path, rows: int, seed: int = 0, *, bad_price_at: int | None
     return str(path)
 
 
-def click_job(folder: Path, rows: int = 600, *, seed: int = 3, changes: dict[str, Any] | None = None, **train: Any) -> Job:
+def click_job(folder: Path, rows: int = 600, *, changes: dict[str, Any] | None = None, **train: Any) -> Job:
     """A job on `click_file`s made in `folder`, in synchronous mode unless told otherwise."""
     train_file, test_file = folder / "train.parquet", folder / "test.parquet"
     if not train_file.exists():
@@ -101,21 +101,21 @@ def click_job(folder: Path, rows: int = 600, *, seed: int = 3, changes: dict[str
         "embedding_optimizer": RowWiseAdagrad(lr=0.05),
         **train,
     }
+    data = Data(train=(str(train_file),), test=(str(test_file),), label=(Label(column="click"),), valid=0.2)
+    small = Uniform(low=-0.1, high=0.1)
     job = Job(
         name="clicks",
-        data=Data(
-            train=(str(train_file),), test=(str(test_file),), label=(Label(column="click"),), valid=0.2, shuffle_rows=128
-        ),
+        data=msgspec.structs.replace(data, shuffle_rows=128),
         features=(
             Categorical(name="user"),
             Categorical(name="tags", weights="tag_weights"),
             Sequence(name="history", max_length=4),
             Numeric(name="price"),
         ),
-        tables=tuple(Table(name=n, dim=4, initializer=Uniform(low=-0.1, high=0.1)) for n in ("user", "tags", "history")),
+        tables=tuple(Table(name=n, dim=4, initializer=small) for n in ("user", "tags", "history")),
         model=MLP(hidden=(16,), dropout=0.2),
         train=Train(**settings),
         store=Store(partitions=4),
-        seed=seed,
+        seed=3,
     )
     return msgspec.structs.replace(job, **(changes or {}))

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from time import perf_counter
 from types import TracebackType
@@ -13,17 +12,13 @@ from typing import Any
 import numpy as np
 
 from satrap.data.batch import Batch
-from satrap.observe import machine
-from satrap.observe.metrics import BinaryMetrics
-from satrap.observe.runlog import RunLog
+from satrap.observe import BinaryMetrics, Progress, RunLog, describe, rss_bytes
 from satrap.ps.protocol import STALENESS_BINS, Ack
 from satrap.schema import Job
 from satrap.train.evaluation import add
 from satrap.train.results import Evaluation, Result, StageSeconds
 from satrap.train.state import RunState
 from satrap.train.step import Outcome
-
-log = logging.getLogger("satrap")
 
 BINS = 1 << 14
 """Of the histogram behind the training AUC: it is read every few steps, and its error bound is logged with it."""
@@ -47,23 +42,30 @@ class Report:
         self._training_s, self._training_samples = 0.0, 0
         self._interval_s, self._interval_samples = 0.0, 0
         self._running_since: float | None = None
+        self._progress: Progress | None = None
 
     def __enter__(self) -> Report:
-        self._log = RunLog(self._run_dir)
+        self._open = ExitStack()
+        self._log = self._open.enter_context(RunLog(self._run_dir))
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._log.close()
+        self._open.close()
 
     def notify(self, message: str) -> None:
-        """A line for the user, now."""
-        log.warning(message)
+        """A line for the user, now. A signal handler may call it: a line that would have to go inside one that is
+        just being written is left out."""
+        with suppress(RuntimeError):
+            if self._progress is not None:
+                self._progress.say(message)
 
-    def started(self, state: RunState, steps_total: int | None) -> None:
+    def started(self, state: RunState, steps_total: int | None, samples_total: int | None) -> None:
         """Training begins at the state's step, or goes on from it."""
         job = self._job
+        display = Progress(show=self._show, total_samples=samples_total, epochs=job.train.epochs, title=job.name)
+        self._progress = self._open.enter_context(display)
         self._log.event(
             "start",
             step=state.step,
@@ -72,7 +74,7 @@ class Report:
             staleness=job.train.staleness,
             batch_size=job.train.batch_size,
             steps_total=steps_total,
-            machine=machine.describe(),
+            machine=describe(),
         )
 
     @contextmanager
@@ -117,10 +119,12 @@ class Report:
             "staleness_max": self.staleness_max,
             "gradient_norm": outcome.gradient_norm,
             "lr_factor": lr_factor,
-            "rss_bytes": machine.rss_bytes(),
+            "rss_bytes": rss_bytes(),
             "rows": sum(s.rows for s in self._service.stats().values()),
         }
         self._log.train(step=state.step, **record)
+        if self._progress is not None:
+            self._progress.update(step=state.step, staleness=self.staleness_mean, **record)
         self._interval_loss, self._interval_steps = 0.0, 0
         self._interval_s, self._interval_samples = 0.0, 0
 
@@ -136,7 +140,10 @@ class Report:
     def evaluated(self, split: str, state: RunState, evaluation: Evaluation) -> None:
         """Logs an evaluation, with its curves."""
         for name, m in evaluation.by_label.items():
-            self._log.evaluation(split, m, state.step, label=name if len(evaluation.by_label) > 1 else None)
+            several = len(evaluation.by_label) > 1
+            self._log.evaluation(split, m, state.step, label=name if several else None)
+            if self._progress is not None:
+                self._progress.evaluation(f"{split} {name}" if several else split, m, state.step)
 
     def saved(self, state: RunState, path: Path) -> None:
         """Logs a checkpoint."""
@@ -148,7 +155,7 @@ class Report:
 
     @contextmanager
     def busy(self, what: str) -> Iterator[None]:
-        """Shows that training waits for an evaluation or a checkpoint, and accounts for the time."""
+        """Accounts for the time of an evaluation or a checkpoint, for which training waits."""
         start = perf_counter()
         try:
             yield
@@ -170,10 +177,6 @@ class Report:
     def staleness_max(self) -> int:
         """The most updates a row had between lookup and push."""
         return int(np.flatnonzero(self._staleness[:-1]).max(initial=0))
-
-    def plots(self) -> tuple[Path, ...]:
-        """Draws the plots of the run folder."""
-        return ()
 
     def to_dict(self) -> dict[str, Any]:
         """What the next figures depend on, as plain values: a resumed run logs what the uninterrupted one would."""

@@ -52,6 +52,14 @@ class Sources:
         self._train.check_fingerprint(saved)
 
     @property
+    def samples_total(self) -> int | None:
+        """Samples of the whole run; None where only reading would tell."""
+        rows = self._train.rows
+        if rows is None or self._job.train.max_steps is None:
+            return None if rows is None else rows * self._job.train.epochs
+        return min(rows * self._job.train.epochs, self._job.train.max_steps * self._job.train.batch_size)
+
+    @property
     def steps_total(self) -> int | None:
         """Steps of the whole run; None where only reading would tell."""
         train, epoch = self._job.train, self._train.batches_per_epoch

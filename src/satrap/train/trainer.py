@@ -25,9 +25,11 @@ from numpy.typing import NDArray
 from torch import nn
 
 from satrap import checkpoint, models
+from satrap.data import measure
 from satrap.embedding import EmbeddingEngine, Ledger
 from satrap.errors import JobError, TrainingError
-from satrap.observe import machine
+from satrap.observe import cores_available
+from satrap.observe.plots import plots as draw_plots
 from satrap.ps import LocalService
 from satrap.schema import Job, save_job
 from satrap.train.evaluation import evaluate, predict
@@ -53,17 +55,18 @@ class Trainer:
         run_dir: str | Path | None = None,
         service: Any = None,
         progress: bool | None = None,
+        plots: bool = True,
     ) -> None:
         """`model` None: the job's, with weights that follow from its seed. `run_dir` None: runs/<job>-<time>.
-        `service` None: fresh tables in this process. `progress`: True shows it, False is silent, None decides by
-        whether there is a terminal.
+        `service` None: fresh tables in this process. `progress` False is silent; else it is live on a terminal and a
+        line every few seconds elsewhere. `plots` False leaves out the pictures at the end of `fit` (about a second).
 
         Sets the number of threads torch computes with, for the whole process.
         """
         self.job = job
         self.run_dir = Path(run_dir) if run_dir is not None else _fresh_run_dir(job)
         self.device = device_of(job.train.device)
-        torch.set_num_threads(job.train.threads or machine.cores_available())
+        torch.set_num_threads(job.train.threads or cores_available())
         if model is None:
             torch.manual_seed(job.seed)
             model = models.build(job)
@@ -71,7 +74,7 @@ class Trainer:
         self.service = service if service is not None else LocalService.of(job)
         self.engine: Any = EmbeddingEngine(job, self.service, device=self.device, threads=job.store.threads)
         self._dense = DenseStep(job, self.model, self.device)
-        self._progress = progress
+        self._progress, self._plots = progress, plots
         self._used = False
 
     @classmethod
@@ -103,7 +106,9 @@ class Trainer:
             stopped = run.train()
             result = self._conclude(run, stopped, started)
             report.finished(run.state, result)
-        return dataclasses.replace(result, plots=report.plots())
+        if self._plots and stopped != "interrupted":
+            result = dataclasses.replace(result, plots=tuple(draw_plots(self.run_dir)))
+        return result
 
     def evaluate(self, paths: str | Sequence[str]) -> Evaluation:
         """The figures of the model on some files. Makes no row and changes nothing."""
@@ -143,7 +148,7 @@ class Trainer:
             state, reported = checkpoints.restore(loaded)
             report.restore(reported)
         rate = LearningRate.plan(job.train.schedule, sources.steps_total)
-        report.started(state, sources.steps_total)
+        report.started(state, sources.steps_total, sources.samples_total)
         return Run(
             job=job,
             engine=self.engine,
@@ -204,8 +209,6 @@ def _measured(job: Job, loaded: checkpoint.Loaded | None) -> Job:
     if not unmeasured:
         return job
     if loaded is None:
-        from satrap.data import measure
-
         return measure(job)
     known = {f.name: f for f in loaded.job.features if f.name in unmeasured}
     return msgspec.structs.replace(job, features=tuple(known.get(f.name, f) for f in job.features))
