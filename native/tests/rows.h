@@ -1,0 +1,78 @@
+// What the native tests share: table specs, ids that collide on purpose, and the invariants of an index.
+#pragma once
+#include <cstdint>
+#include <random>
+#include <unordered_set>
+#include <vector>
+
+#include "base/hash.h"
+#include "check.h"
+#include "table/probe.h"
+#include "table/table.h"
+
+namespace satrap::test {
+
+inline const OptimizerKind kKinds[] = {
+    OptimizerKind::kSgd,  OptimizerKind::kAdagrad, OptimizerKind::kRowWiseAdagrad,
+    OptimizerKind::kAdam, OptimizerKind::kAdamW,   OptimizerKind::kFtrl};
+
+inline TableSpec spec_of(uint32_t dim, ValueFormat format = ValueFormat::kFp32,
+                         OptimizerKind kind = OptimizerKind::kSgd, float momentum = 0.0f) {
+  TableSpec s;
+  s.dim = dim;
+  s.format = format;
+  s.optimizer = {kind, 0.05f, momentum, 0.9f, 0.999f, 1e-6f, 0.02f, 0.125f, 1.0f, 0.01f, 0.02f};
+  if (kind == OptimizerKind::kFtrl) s.optimizer.weight_decay = 0.0f;
+  s.initializer = {InitializerKind::kUniform, -0.5f, 0.5f};
+  s.key = 0x5A7A9u;
+  return s;
+}
+
+// The id whose mixed form is h: with it a test says in which chunk, and under which tag, an id lies.
+inline uint64_t id_of(uint64_t h) { return unmix(h); }
+
+inline float* values_of(const Table&, char* row) {
+  return reinterpret_cast<float*>(row + RowLayout::kHeader);
+}
+
+inline float* state_of(const Table& t, char* row) {
+  return reinterpret_cast<float*>(row + t.layout().state_offset());
+}
+
+// What every index must satisfy after any history: each row is found where its tag and header say, no row
+// number serves twice, and a chunk's overflow is exactly the number of rows that passed it, unless it has
+// lost count (255).
+inline void check_index(Table& t) {
+  const TableView view = t.view();
+  uint64_t rows = 0;
+  for (uint32_t part = 0; part < t.partitions(); ++part) {
+    const PartitionView& p = view.partitions[part];
+    std::vector<uint32_t> passed(p.chunks, 0);
+    std::unordered_set<uint32_t> numbers;
+    uint64_t found = 0;
+    for (uint32_t c = 0; c < p.chunks; ++c) {
+      const Chunk& chunk = *chunk_at(p, c);
+      CHECK(chunk.occupied < (1u << Chunk::kSlots));
+      for (int slot = 0; slot < Chunk::kSlots; ++slot) {
+        if ((chunk.occupied >> slot & 1) == 0) continue;
+        ++found;
+        CHECK(numbers.insert(chunk.row[slot]).second);
+        const char* row = row_at(view, p, chunk.row[slot]);
+        const uint64_t h = (load_header(row) & ~uint64_t{0xFF}) | chunk.tag[slot];
+        CHECK_EQUAL(t.partition_of(unmix(h)), part);
+        CHECK(t.find(unmix(h)) == row);
+        for (uint32_t b = home_chunk(h, view.partition_bits, p.chunks); b != c; b = (b + 1) % p.chunks)
+          ++passed[b];
+      }
+    }
+    for (uint32_t c = 0; c < p.chunks; ++c) {
+      const Chunk& chunk = *chunk_at(p, c);
+      if (chunk.overflow != 255) CHECK_EQUAL(uint32_t{chunk.overflow}, passed[c]);
+    }
+    CHECK_EQUAL(found, t.rows(part));
+    rows += found;
+  }
+  CHECK_EQUAL(rows, t.size().rows);
+}
+
+}  // namespace satrap::test
