@@ -100,6 +100,10 @@ def test_the_kind_it_already_has_changes_nothing(job: Job) -> None:
 def test_a_feature_of_a_new_kind_keeps_name_column_and_table(job: Job) -> None:
     changed = override(job, ["features.friend.kind=sequence", "features.friend.max_length=9"])
     assert changed.features[1] == Sequence(name="friend", table="user", max_length=9)
+    # A number has no table to keep.
+    assert override(job, ["features.user.kind=numeric", "tables=[]", "features.user.scale=standard"]).features[0] == (
+        Numeric(name="user", scale="standard")
+    )
 
 
 def test_the_kind_of_a_schedule_leaves_its_other_settings(job: Job) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from hypothesis import given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from satrap.errors import JobError
@@ -110,7 +110,10 @@ def test_a_job_with_every_part_set_is_equal_after_saving_and_loading(model: MLP,
     assert load_job(tmp_path / "job.yaml") == job
 
 
+@settings(deadline=None)
 @given(text=st.one_of(st.text(min_size=1), st.from_regex(r"[0-9.eE+_:-]{1,8}", fullmatch=True)))
+@example("\x85")
+@example("a\r\n b\u2028")
 def test_any_text_survives_as_text(text: str, tmp_path_factory: pytest.TempPathFactory) -> None:
     # A column called 1e5, no, ~ or 2024-01-01 must not come back as a number, a bool, a null or a date.
     path = tmp_path_factory.mktemp("yaml") / "job.yaml"

@@ -51,10 +51,13 @@ def decimal(x: float, digits: int = 4) -> str:
     return "n/a" if math.isnan(x) else f"{x:.{digits}f}"
 
 
-def notes(lines: Iterable[str]) -> None:
-    """What inference decided, one line each."""
+def notes(title: str, lines: Iterable[str]) -> None:
+    """What inference decided, one line each; those that deserve a look stand out."""
+    typer.echo(title)
     for text in lines:
-        typer.echo(f"  · {text}")
+        warning = text.startswith("warning:")
+        typer.echo(typer.style(f"  ! {text}", fg=typer.colors.YELLOW) if warning else f"  · {text}")
+    typer.echo()
 
 
 def count(n: float) -> str:
@@ -119,8 +122,14 @@ def feature_kind(f: Feature, job: Job) -> str:
     return f"{bucketed}{shared}" + (f", {f.pooling.value} pooled" if f.pooling.value != "sum" else "")
 
 
-def job(job: Job) -> None:
+def job(job: Job, *, features: bool = True) -> None:
     """The job in one screen: features with what becomes of them, then model and training."""
+    if features:
+        _console().print(_features(job))
+    _console().print(_settings(job))
+
+
+def _features(job: Job) -> Grid:
     dims = {t.name: t.dim for t in job.resolved_tables()}
     grid = _grid("feature", "column", "becomes", "dim")
     grid.columns[3].justify = "right"
@@ -129,11 +138,13 @@ def job(job: Job) -> None:
         grid.add_row(f.name, f.column or f.name, feature_kind(f, job), dim)
     if len(job.features) > FEATURES_SHOWN:
         grid.add_row("…", "", f"{len(job.features) - FEATURES_SHOWN} more", "")
+    return grid
+
+
+def _settings(job: Job) -> Grid:
     d, t = job.data, job.train
     labels = ", ".join(x.column + (f" = {x.positive!r}" if x.positive is not None else "") for x in d.label)
     held_out = f"{d.valid:.0%} held out" if isinstance(d.valid, float) else _paths(d.valid)
-    console = _console()
-    console.print(grid)
     facts = _facts()
     facts.add_row("train", _paths(d.train))
     facts.add_row("valid", held_out)
@@ -144,7 +155,7 @@ def job(job: Job) -> None:
     facts.add_row("tables", ", ".join(dict.fromkeys(settings(x.optimizer) for x in job.resolved_tables())) or "none")
     epochs = f"{t.epochs} epoch" + ("s" if t.epochs != 1 else "")
     facts.add_row("training", f"{epochs}, batch {count(t.batch_size)}, staleness {t.staleness}, seed {job.seed}")
-    console.print(facts)
+    return facts
 
 
 def _paths(paths: Iterable[str]) -> str:

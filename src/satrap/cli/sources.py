@@ -13,6 +13,8 @@ from satrap.schema import Job, job_to_dict
 
 _OVERRIDE = re.compile(r"[A-Za-z_][\w-]*(\.[\w -]+)*=")
 
+_PATH = re.compile(r"/|\.(parquet|pq|csv|tsv)(\.\w+)?$")
+
 RESUMABLE = {
     "train.epochs": "how long it trains",
     "train.max_steps": "how long it trains",
@@ -68,7 +70,7 @@ def _is_override(word: str) -> bool:
     if match is None or Path(word).exists():
         return False
     # A misspelt key is still taken for one, for the sake of the message, unless the word looks like a path.
-    return re.split("[.=]", word)[0] in Job.__struct_fields__ or "/" not in word
+    return re.split("[.=]", word)[0] in Job.__struct_fields__ or not _PATH.search(word)
 
 
 def check_resumed_job(before: Job, after: Job) -> None:

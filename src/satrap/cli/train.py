@@ -4,20 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from satrap.cli import show
 from satrap.cli.failures import EXIT_INTERRUPTED, UsageError
 from satrap.cli.options import Debug, Quiet, examples
-from satrap.cli.sources import Words, check_resumed_job, find_run, sort_words
+from satrap.cli.sources import check_resumed_job, find_run, sort_words
 from satrap.schema import Job, load_job, override, save_job
 
 NAME = "train"
 EXAMPLES = examples(
     "satrap train clicks.parquet --label click",
-    "satrap train clicks.parquet --label click --save-job job.yaml --dry-run",
+    "satrap train 'logs/*.csv' --label income --positive '>50K' --exclude id --save-job job.yaml --dry-run",
     "satrap train job.yaml train.staleness=0 tables.user.dim=32",
     "satrap train --resume runs/clicks-20260101-120000",
 )
@@ -59,6 +59,23 @@ def command(
             metavar="FRACTION|DATA", help="Rows to hold out, or a file of them; default 0.1.", rich_help_panel=INFERENCE
         ),
     ] = None,
+    exclude: Annotated[
+        list[str] | None,
+        typer.Option(metavar="COLUMN", help="Leave this column out. Repeatable.", rich_help_panel=INFERENCE),
+    ] = None,
+    weight: Annotated[
+        str | None,
+        typer.Option(metavar="COLUMN", help="Column of sample weights.", rich_help_panel=INFERENCE),
+    ] = None,
+    file_format: Annotated[
+        str | None,
+        typer.Option(
+            "--format",
+            metavar="FORMAT",
+            help="parquet, csv, tsv or criteo, where the file names do not say.",
+            rich_help_panel=INFERENCE,
+        ),
+    ] = None,
     save_job: Annotated[
         Path | None,
         typer.Option(metavar="JOB.YAML", help="Write the inferred job to this file.", rich_help_panel=INFERENCE),
@@ -74,47 +91,63 @@ def command(
     """
     words = sort_words(source or [])
     overrides = [*words.overrides, *([f"train.epochs={epochs}"] if epochs is not None else [])]
-    inferring = {"--label": label, "--positive": positive, "--test": test, "--valid": valid, "--save-job": save_job}
+    inferring = {
+        "label": label,
+        "positive": positive,
+        "test": test,
+        "valid": valid,
+        "exclude": exclude,
+        "weight": weight,
+        "format": file_format,
+        "save-job": save_job,
+    }
+    given = [f"--{name}" for name, value in inferring.items() if value]
     if resume is not None:
-        _refuse_together("--resume", {**inferring, "--run-dir": run_dir, "a job": words.job_file, "data": words.data})
-        run = find_run(resume)
-        before = load_job(run / "job.yaml")
-        job = override(before, overrides)
-        check_resumed_job(before, job)
-        run_dir = run
+        others = {"a job file": words.job_file, "data files": words.data, "--run-dir": run_dir}
+        _refuse_together("--resume", [name for name, value in others.items() if value] + given)
+        run_dir = find_run(resume)
+        job = _resumed(run_dir, overrides)
     elif words.job_file is not None:
-        _refuse_together(f"the job file {words.job_file}", inferring)
+        _refuse_together(f"the job file {words.job_file}", given)
         job = override(load_job(words.job_file), overrides)
     else:
-        job = _inferred(words, label, positive, test, valid, overrides, quiet=quiet)
-        if save_job is not None:
-            _save(job, save_job, quiet=quiet)
+        job = override(_inferred(words.data, inferring, quiet=quiet), overrides)
+    if save_job is not None:
+        _save(job, save_job, quiet=quiet)
     if not quiet:
-        show.job(job)
+        show.job(job, features=not words.data)
     if not dry_run:
         _train(job, run_dir, resume=resume is not None, quiet=quiet)
 
 
-def _inferred(
-    words: Words,
-    label: list[str] | None,
-    positive: str | None,
-    test: list[str] | None,
-    valid: str | None,
-    overrides: list[str],
-    *,
-    quiet: bool,
-) -> Job:
-    if not words.data:
+def _resumed(run: Path, overrides: list[str]) -> Job:
+    before = load_job(run / "job.yaml")
+    after = override(before, overrides)
+    check_resumed_job(before, after)
+    return after
+
+
+def _inferred(data: list[str], options: Mapping[str, Any], *, quiet: bool) -> Job:
+    """The job that the files themselves suggest; each decision is a line on the screen."""
+    if not data:
         raise UsageError("give a job file, or data files and --label")
-    if not label:
-        raise UsageError(f"--label is missing: name the column of {words.data[0]} that holds 0 or 1")
+    if not options["label"]:
+        raise UsageError(f"--label is missing: name the column of {data[0]} that holds 0 or 1")
     from satrap.data import infer_job
 
-    inference = infer_job(words.data, label, positive=positive, test=test or (), valid=_valid(valid))
+    inference = infer_job(
+        data,
+        options["label"],
+        positive=options["positive"],
+        valid=_valid(options["valid"]),
+        test=options["test"] or (),
+        format=options["format"] or "auto",
+        weight=options["weight"],
+        exclude=options["exclude"] or (),
+    )
     if not quiet:
-        show.notes(inference.notes)
-    return override(inference.job, overrides)
+        show.notes(f"Inferred from {', '.join(data)}", inference.notes)
+    return inference.job
 
 
 def _valid(text: str | None) -> float | tuple[str, ...]:
@@ -126,10 +159,9 @@ def _valid(text: str | None) -> float | tuple[str, ...]:
         return (text,)
 
 
-def _refuse_together(what: str, options: Mapping[str, object]) -> None:
-    given = [name for name, value in options.items() if value]
-    if given:
-        raise UsageError(f"{what} already says what to train; {' and '.join(given)} cannot be given with it")
+def _refuse_together(what: str, others: list[str]) -> None:
+    if others:
+        raise UsageError(f"{what} already says what to train; {' and '.join(others)} cannot be given with it")
 
 
 def _save(job: Job, path: Path, *, quiet: bool) -> None:

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import yaml
 
 from satrap.errors import JobError, did_you_mean
+from satrap.schema.features import Feature
 from satrap.schema.job import Job, short_forms
 from satrap.schema.strict import convert, item_name, plain
 
@@ -38,6 +39,12 @@ class _Dumper(yaml.SafeDumper):
     """Quotes every text that this loader, or one of YAML 1.1, would read as something else."""
 
 
+def _text(dumper: _Dumper, text: str) -> yaml.ScalarNode:
+    # Line breaks, of which Unicode has seven, survive only where they are escaped.
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style=None if text.isprintable() else '"')
+
+
+_Dumper.add_representer(str, _text)
 for _tag, (_pattern, _first) in _SCALARS.items():
     _full = re.compile(f"^(?:{_pattern})$")
     _Loader.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", _full, list(_first))
@@ -130,7 +137,7 @@ def override(job: Job, assignments: list[str]) -> Job:
         *parents, last = path.split(".")
         node = _walk(tree, parents, text)
         if last == "kind" and ".".join(parents) not in _PLAIN_KINDS and node.get("kind") != parsed:
-            kept = {key: node[key] for key in _IDENTITY if key in node}
+            kept = {key: node[key] for key in _identity(parsed) if key in node}
             node.clear()
             node.update(kept)
         node[last] = parsed
@@ -140,8 +147,11 @@ def override(job: Job, assignments: list[str]) -> Job:
 _PLAIN_KINDS = {"train.schedule"}
 """Where `kind` is a setting among others, not the tag that decides which other settings there are."""
 
-_IDENTITY = ("name", "column", "table")
-"""What a feature keeps when it becomes one of another kind."""
+
+def _identity(kind: Any) -> list[str]:
+    """What a feature keeps when it becomes one of this kind: where it reads from and to."""
+    kinds = {c.__struct_config__.tag: c.__struct_fields__ for c in get_args(Feature)}
+    return [key for key in ("name", "column", "table") if key in kinds.get(kind, ())]
 
 
 def _walk(tree: dict[str, Any], keys: list[str], text: str) -> dict[str, Any]:
