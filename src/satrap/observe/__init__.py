@@ -8,6 +8,7 @@ import torch, know of jobs, batches or tables.
 from satrap.observe.logs import log, log_to_stderr
 from satrap.observe.machine import cores_available, cpu_seconds, describe, peak_rss_bytes, rss_bytes
 from satrap.observe.metrics import BinaryMetrics, Metrics
+from satrap.observe.plots import plots
 from satrap.observe.progress import Progress, summary_table
 from satrap.observe.runlog import RunLog, read_metrics
 
@@ -22,6 +23,7 @@ __all__ = [
     "log",
     "log_to_stderr",
     "peak_rss_bytes",
+    "plots",
     "read_metrics",
     "rss_bytes",
     "summary_table",

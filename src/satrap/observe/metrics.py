@@ -56,7 +56,7 @@ class Metrics:
     reliability: list[tuple[float, float, float]] = field(default_factory=list)
     """(mean predicted, observed rate, weight) of the groups of `ece`."""
     scores: list[tuple[float, float, float]] = field(default_factory=list)
-    """(right edge, negatives, positives) of 50 columns of probability."""
+    """(right edge, negatives, positives) of 50 columns of probability; the last holds what is above it, too."""
     note: str | None = None
     """What is undefined and why, or why the AUC is not exact."""
 

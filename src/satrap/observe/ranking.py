@@ -136,8 +136,16 @@ def calibration_error(points: list[tuple[float, float, float]]) -> float:
 def score_histogram(
     negative: Floats, positive: Floats, predicted: Floats, columns: int
 ) -> list[tuple[float, float, float]]:
-    """(right edge, negatives, positives) of `columns` columns of equal width in probability."""
-    column = np.minimum((predicted * columns).astype(np.int64), columns - 1)
+    """(right edge, negatives, positives) of `columns` columns of equal width in probability, from 0 on.
+
+    They end where all but a thousandth of the weight lies below, for click rates fill a corner of [0, 1]; what is
+    above counts in the last. Empty without weight.
+    """
+    share = np.cumsum(negative + positive)
+    if not share[-1] > 0:
+        return []
+    end = float(predicted[np.searchsorted(share, 0.999 * share[-1])]) or 1.0
+    column = np.minimum((predicted * (columns / end)).astype(np.int64), columns - 1)
     n = np.bincount(column, weights=negative, minlength=columns)
     p = np.bincount(column, weights=positive, minlength=columns)
-    return [((i + 1) / columns, float(n[i]), float(p[i])) for i in range(columns)]
+    return [(end * (i + 1) / columns, float(n[i]), float(p[i])) for i in range(columns)]
