@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import argparse
 import json
-import statistics
+import os
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from benchmarks.harness import Meter, peak_rss_mib
+from benchmarks.harness import Meter, Reading, peak_rss_mib
 
 DIM = 16
 NUMBERS = 13
@@ -111,6 +112,9 @@ def arguments(description: str) -> argparse.ArgumentParser:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--batch", type=int, default=4096)
     parser.add_argument("--warm-steps", type=int, default=128)
+    parser.add_argument("--metered-steps", type=int, default=256, help="steps the meter runs, after the warm-up")
+    parser.add_argument("--steps", type=int, default=None, help="stop after so many; default: all rows once")
+    parser.add_argument("--cores", type=int, default=0, help="keep the process on so many cores; 0: all")
     parser.add_argument("--seed", type=int, default=3)
     return parser
 
@@ -119,37 +123,63 @@ Step = Callable[[Tensor, Tensor, Tensor], object]
 Forward = Callable[[Tensor, Tensor], Tensor]
 
 
+def pin(cores: int) -> None:
+    """Keeps this process and the threads it will start on so many of its cores. 0: all of them."""
+    if cores:
+        os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:cores])
+
+
+class Metered:
+    """Meters a stretch in the middle of a training run: tell it of every step as the step begins.
+
+    The stretch goes from the beginning of one step to the beginning of another, with work before and after it, so a
+    pipeline is as full at its end as at its start and nothing read ahead comes for free.
+    """
+
+    def __init__(self, *, batch: int, warm_steps: int, metered_steps: int) -> None:
+        self._batch, self._first, self._last = batch, warm_steps, warm_steps + metered_steps
+        self._step = 0
+        self._meter: Meter | None = None
+        self._starts: list[float] = []
+        self.figures: dict[str, Any] | None = None
+        """What was metered; None until the stretch is over."""
+
+    def begin_step(self) -> None:
+        """A step begins (or, after the last, training has ended)."""
+        if self._step == self._first:
+            self._meter = Meter()
+        if self._first <= self._step <= self._last:
+            self._starts.append(time.perf_counter())
+        if self._step == self._last and self._meter is not None:
+            self.figures = self._measured(self._meter.read())
+        self._step += 1
+
+    def _measured(self, reading: Reading) -> dict[str, Any]:
+        seconds = np.diff(self._starts)
+        samples = self._batch * len(seconds)
+        return {
+            "samples": samples,
+            "samples_per_s": samples / reading.wall_s,
+            "step_ms_median": float(np.median(seconds)) * 1e3,
+            "cpu_s_per_million": reading.cpu_s / samples * 1e6,
+            "other_cores": reading.other_cores,
+            "steal_cores": reading.steal_cores,
+            "peak_rss_mib": peak_rss_mib(),
+        }
+
+
 def measure(options: argparse.Namespace, step: Step, forward: Forward) -> dict[str, Any]:
-    """Trains on every batch once, meters those after the warm-up, and tests. `step` gets rows, numbers, label."""
+    """Trains on every batch once, meters the stretch after the warm-up, and tests. `step` gets rows, numbers, label."""
     data = load(options.arrays, "train")
-    batches = list(data.batches(options.batch))
-    for batch in batches[: options.warm_steps]:
+    metered = Metered(batch=options.batch, warm_steps=options.warm_steps, metered_steps=options.metered_steps)
+    for batch in islice(data.batches(options.batch), options.steps):
+        metered.begin_step()
         step(*batch)
-    seconds: list[float] = []
-    meter = Meter()
-    for batch in batches[options.warm_steps :]:
-        start = time.perf_counter()
-        step(*batch)
-        seconds.append(time.perf_counter() - start)
-    reading = meter.read()
-    samples = options.batch * len(seconds)
-    answer = {
-        "samples": samples,
-        "samples_per_s": samples / reading.wall_s,
-        "samples_per_s_best_tenth": options.batch / float(np.percentile(seconds, 10)),
-        "step_ms_median": statistics.median(seconds) * 1e3,
-        "cpu_s_per_million": reading.cpu_s / samples * 1e6,
-        "other_cores": reading.other_cores,
-        "steal_cores": reading.steal_cores,
-        "peak_rss_mib": peak_rss_mib(),
-        "data_mib": sum(t.numel() * t.element_size() for t in (data.rows, data.numbers, data.label)) / 2**20,
-        "test_auc": test_auc(options, forward),
-    }
-    return {**_options(options), "torch": torch.__version__, **answer}
-
-
-def _options(options: argparse.Namespace) -> dict[str, Any]:
-    return {k: v for k, v in vars(options).items() if k != "arrays"}
+    metered.begin_step()
+    if metered.figures is None:
+        raise SystemExit(f"the data ended before {options.warm_steps} + {options.metered_steps} steps")
+    held = sum(t.numel() * t.element_size() for t in (data.rows, data.numbers, data.label)) / 2**20
+    return {**metered.figures, "data_mib": held, "test_auc": test_auc(options, forward), "torch": torch.__version__}
 
 
 def test_auc(options: argparse.Namespace, forward: Forward) -> float:

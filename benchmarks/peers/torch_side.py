@@ -1,7 +1,7 @@
 """Plain torch, one process: 26 `nn.EmbeddingBag(sparse=True)` tables, rows mapped beforehand, sparse optimizers.
 
-torch has no row-wise Adagrad: that name runs its element-wise sparse Adagrad, the nearest it offers (the answer says
-`adagrad`). `--alone` leaves the tables out and feeds random inputs: the dense network by itself.
+torch has no row-wise Adagrad: that name runs its element-wise sparse Adagrad, the nearest it offers (the answer
+names the optimizer). `--alone` leaves the tables out and feeds random inputs: the dense network by itself.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from benchmarks.peers.loop import (
     arguments,
     measure,
     network,
+    pin,
     vocabularies,
 )
 
@@ -32,6 +33,7 @@ def main(argv: list[str]) -> int:
     parser = arguments(__doc__ or "")
     parser.add_argument("--alone", choices=["with-input-gradient", "without-input-gradient"], default=None)
     options = parser.parse_args(argv)
+    pin(options.cores)
     torch.set_num_threads(options.threads)
     torch.manual_seed(options.seed)
     answer = _dense_alone(options) if options.alone else _train(options)
@@ -50,9 +52,8 @@ def _train(options: Any) -> dict[str, Any]:
     if options.optimizer == "adam":
         rows_optimizer = torch.optim.SparseAdam(list(bags.parameters()), lr=DENSE_LR)
     else:
-        options.optimizer = "adagrad"
         rows_optimizer = torch.optim.Adagrad(bags.parameters(), lr=EMBEDDING_LR, eps=EMBEDDING_EPS)
-    adam = torch.optim.Adam(dense.parameters(), lr=DENSE_LR)
+    adam = torch.optim.Adam(dense.parameters(), lr=DENSE_LR, fused=True)
     loss_of = nn.BCEWithLogitsLoss()
     offsets = torch.arange(options.batch)
 
@@ -70,13 +71,13 @@ def _train(options: Any) -> dict[str, Any]:
         for optimizer in (rows_optimizer, adam):
             optimizer.step()
 
-    return measure(options, step, forward)
+    return {"row_optimizer": type(rows_optimizer).__name__, **measure(options, step, forward)}
 
 
 def _dense_alone(options: Any) -> dict[str, Any]:
     features = len(vocabularies(options.arrays))
     dense = network(options.model, features)
-    adam = torch.optim.Adam(dense.parameters(), lr=DENSE_LR)
+    adam = torch.optim.Adam(dense.parameters(), lr=DENSE_LR, fused=True)
     loss_of = nn.BCEWithLogitsLoss()
     inputs = torch.randn(options.batch, features * DIM)
     inputs.requires_grad_(options.alone == "with-input-gradient")

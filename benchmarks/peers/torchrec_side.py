@@ -39,6 +39,7 @@ from benchmarks.peers.loop import (  # noqa: E402
     arguments,
     measure,
     network,
+    pin,
     vocabularies,
 )
 
@@ -60,6 +61,7 @@ class Net(nn.Module):
 def main(argv: list[str]) -> int:
     """Trains, prints one JSON line."""
     options = arguments(__doc__ or "").parse_args(argv)
+    pin(options.cores)
     torch.set_num_threads(options.threads)
     torch.manual_seed(options.seed)
     _single_process_group()
@@ -67,7 +69,7 @@ def main(argv: list[str]) -> int:
     keys = [f"C{i + 1}" for i in range(len(sizes))]
     model = _sharded(sizes, keys, options)
     dense = [p for name, p in model.named_parameters() if "collection" not in name]
-    adam = torch.optim.Adam(dense, lr=DENSE_LR)
+    adam = torch.optim.Adam(dense, lr=DENSE_LR, fused=True)
     loss_of = nn.BCEWithLogitsLoss()
     shapes: dict[int, tuple[Tensor, Tensor]] = {}
 
