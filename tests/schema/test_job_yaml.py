@@ -112,8 +112,8 @@ def test_a_job_with_every_part_set_is_equal_after_saving_and_loading(model: MLP,
 
 @settings(deadline=None)
 @given(text=st.one_of(st.text(min_size=1), st.from_regex(r"[0-9.eE+_:-]{1,8}", fullmatch=True)))
-@example("\x85")
-@example("a\r\n b\u2028")
+@example(text="\x85")
+@example(text="a\r\n b\u2028")
 def test_any_text_survives_as_text(text: str, tmp_path_factory: pytest.TempPathFactory) -> None:
     # A column called 1e5, no, ~ or 2024-01-01 must not come back as a number, a bool, a null or a date.
     path = tmp_path_factory.mktemp("yaml") / "job.yaml"
