@@ -207,7 +207,10 @@ class BinaryMetrics:
     def result(self) -> Metrics:
         """All figures. Changes nothing; more may be taken in afterwards."""
         negative, positive = self._classes()
-        note = self._undefined()
+        # The few bins that hold anything give the same figures as all of them, many times faster.
+        held = np.flatnonzero((negative > 0) | (positive > 0))
+        negative, positive, predicted = negative[held], positive[held], self._probabilities(held)
+        note = self._undefined(float(negative.sum()), float(positive.sum()))
         auc, bound = math.nan, math.nan
         if note is None and self._kept is not None:
             auc, bound = exact_auc(*self._kept.arrays()), 0.0
@@ -216,7 +219,6 @@ class BinaryMetrics:
             note = f"AUC from a histogram of {self._bins:,} bins ({self._dropped}): within ±{bound:.1g}"
         rate = self._positive_weight / self._weight if self._weight > 0 else math.nan
         entropy = -(rate * math.log(rate) + (1 - rate) * math.log1p(-rate)) if 0 < rate < 1 else math.nan
-        predicted = self._probabilities()
         groups = reliability(negative, positive, predicted, _GROUPS)
         return Metrics(
             samples=self._samples,
@@ -234,12 +236,11 @@ class BinaryMetrics:
             note=note,
         )
 
-    def _undefined(self) -> str | None:
+    def _undefined(self, negative: float, positive: float) -> str | None:
         if not self._weight > 0:
             return f"nothing was measured: {'all weights are 0' if self._samples else 'no samples'}"
-        negative, positive = self._classes()
-        for label, mass in ((1, positive), (0, negative)):
-            if not mass.sum() > 0:
+        for label, weight in ((1, positive), (0, negative)):
+            if not weight > 0:
                 what = f"all {self._samples:,} labels are {1 - label}"
                 if (self._positives if label else self._samples - self._positives) > 0:
                     what = f"every label {label} has weight 0"
@@ -250,9 +251,9 @@ class BinaryMetrics:
         both = self._histogram.reshape(-1, 2)
         return both[:, 0], both[:, 1]
 
-    def _probabilities(self) -> Floats:
-        """The probability at the middle of each bin: within 1e-5 of any score in it, and the outer bins at 0 and 1."""
-        place = (np.arange(self._bins) + 0.5) * (2 / self._bins) - 1
+    def _probabilities(self, at: NDArray[np.int64]) -> Floats:
+        """The probability in the middle of each bin; as given, no score in it is further than 1e-5 away."""
+        place = (at + 0.5) * (2 / self._bins) - 1
         z = np.clip(place * np.sqrt(_BEND / (1 - place * place)), -700, 700)
         return np.asarray(1 / (1 + np.exp(-z)), np.float64)
 
@@ -383,10 +384,11 @@ def _unpack(text: str, dtype: type[np.generic], count: int) -> NDArray[Any]:
     """`count` values of `dtype`. Reads no more than they take, however much the text would unfold to."""
     kind = np.dtype(dtype).newbyteorder("<")
     size = kind.itemsize * count
+    stream = zlib.decompressobj()
     try:
-        raw = zlib.decompressobj().decompress(base64.b64decode(text, validate=True), size + 1)
+        raw = stream.decompress(base64.b64decode(text, validate=True), size + 1)
     except (ValueError, zlib.error) as e:
         raise ValueError(f"metrics state is damaged: {e}") from e
-    if len(raw) != size:
-        raise ValueError(f"metrics state is damaged: {size} bytes of {kind} wanted, {len(raw)} found")
+    if len(raw) != size or not stream.eof:  # without its end the stream's checksum was not seen either
+        raise ValueError(f"metrics state is damaged: {size} bytes of {kind} and an end wanted, {len(raw)} found")
     return np.frombuffer(raw, kind).astype(dtype)

@@ -142,10 +142,10 @@ def score_histogram(
     above counts in the last. Empty without weight.
     """
     share = np.cumsum(negative + positive)
-    if not share[-1] > 0:
+    if not len(share) or not share[-1] > 0:
         return []
     end = float(predicted[np.searchsorted(share, 0.999 * share[-1])]) or 1.0
-    column = np.minimum((predicted * (columns / end)).astype(np.int64), columns - 1)
+    column = np.minimum(np.minimum(predicted / end, 1.0) * columns, columns - 1).astype(np.int64)
     n = np.bincount(column, weights=negative, minlength=columns)
     p = np.bincount(column, weights=positive, minlength=columns)
     return [(end * (i + 1) / columns, float(n[i]), float(p[i])) for i in range(columns)]
