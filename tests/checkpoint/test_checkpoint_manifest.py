@@ -49,6 +49,7 @@ def rename_file(tree: dict[str, Any], old: str, new: str) -> None:
         (lambda t: t.update(step="ten"), r"Expected `int`, got `str` - at `\$.step`"),
         (lambda t: t.pop("position"), "missing required field `position`"),
         (lambda t: t["tables"][0]["spec"].update(dimm=4), "dimm"),
+        (lambda t: t["tables"][0]["spec"].update(optimizer=None), "table 'user' is listed without its optimizer"),
         (lambda t: t["tables"].append(t["tables"][0]), "a table is listed twice"),
         (lambda t: rename_file(t, "rows-00001.satrap", "../rows-00001.satrap"), r"is named '\.\./rows-00001.satrap'"),
         (lambda t: rename_file(t, "rng.safetensors", "/etc/passwd"), "is named '/etc/passwd'"),

@@ -138,6 +138,9 @@ def _check(manifest: Manifest, where: str) -> None:
     for name in (DENSE, OPTIMIZER, RNG):
         if name not in manifest.files:
             raise CheckpointError(f"{where}: no entry for '{name}'")
+    for table in manifest.tables:
+        if table.spec.optimizer is None:
+            raise CheckpointError(f"{where}: table '{table.spec.name}' is listed without its optimizer")
     names = [t.spec.name for t in manifest.tables]
     if len(set(names)) < len(names):
         raise CheckpointError(f"{where}: a table is listed twice: {names}")
