@@ -1,4 +1,4 @@
-"""Columns that are absent, repeated or of the wrong type are refused when the reader is made, before any row is read."""
+"""Columns that are absent, repeated or of the wrong type are refused when the reader is made, before a row is read."""
 
 from __future__ import annotations
 

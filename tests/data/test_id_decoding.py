@@ -1,4 +1,4 @@
-"""Columns to ids: integers whole, text hashed, lists with nulls, weights; each option changes something or is refused."""
+"""Columns to ids: integers whole, text hashed, lists with nulls, weights; every option tried."""
 
 from __future__ import annotations
 

@@ -120,11 +120,12 @@ def _locate(text: str, filesystem: Any) -> tuple[pafs.FileSystem, str, str]:
 def _glob(fs: pafs.FileSystem, pattern: str) -> list[pafs.FileInfo]:
     fixed = pattern[: _WILD.search(pattern).start()]  # type: ignore[union-attr]
     base = fixed.rpartition("/")[0] or ("/" if pattern.startswith("/") else "")
-    deep = "/" in pattern[len(base) :].lstrip("/")
+    deep = "**" in pattern or "/" in pattern[len(base) :].lstrip("/")
     infos = fs.get_file_info(pafs.FileSelector(base, recursive=deep, allow_not_found=True))
     wanted = re.compile(_glob_regex(os.path.normpath(pattern)))
-    matches = [i for i in infos if i.type == pafs.FileType.File and wanted.fullmatch(os.path.normpath(i.path))]
-    return sorted(matches, key=lambda i: i.path)
+    dotted = pattern.rpartition("/")[2].startswith(".")  # as in a shell, hidden files are matched when asked for
+    files = [i for i in infos if i.type == pafs.FileType.File and (dotted or not i.base_name.startswith("."))]
+    return sorted((i for i in files if wanted.fullmatch(os.path.normpath(i.path))), key=lambda i: i.path)
 
 
 def _glob_regex(pattern: str) -> str:
