@@ -1,0 +1,70 @@
+"""What the README shows is what runs."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from cli_command import TIMEOUT_S, call, environment
+
+ROOT = Path(__file__).parents[2]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def test_the_python_example_trains_a_useful_model(tmp_path: Path) -> None:
+    code = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    assert len(code) == 1
+    (tmp_path / "example.py").write_text(code[0])
+    (tmp_path / "examples").symlink_to(ROOT / "examples")
+    done = subprocess.run(
+        [sys.executable, "example.py"],
+        cwd=tmp_path,
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=TIMEOUT_S,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    said = re.search(r"test AUC (\S+), saved in (\S+)", done.stdout)
+    assert said is not None, done.stdout
+    assert float(said[1]) > 0.87
+    assert (tmp_path / said[2] / "manifest.json").is_file()
+
+
+def commands() -> list[str]:
+    """The satrap commands of the indented blocks, without their remarks."""
+    lines = re.findall(r"^    (satrap .*)$", README, re.MULTILINE)
+    return [re.sub(r"\s{2,}#.*", "", line) for line in lines]
+
+
+@pytest.mark.parametrize("line", commands())
+def test_every_command_is_one_that_satrap_understands(line: str, tmp_path: Path) -> None:
+    # The files do not exist, so a command gets as far as missing them (1) but not wrong usage (2).
+    outcome = call(tmp_path, *shlex.split(line)[1:], code=None)
+    assert outcome.code == 1, outcome.err
+    assert "bug" not in outcome.err
+
+
+def test_there_are_commands_to_check() -> None:
+    assert len(commands()) > 5
+
+
+@pytest.mark.parametrize("target", ["demo", "test"])
+def test_every_make_target_exists(target: str) -> None:
+    assert f"    make {target} " in README
+    env = {k: v for k, v in os.environ.items() if not k.startswith("MAKE")}
+    done = subprocess.run(["make", "--dry-run", target], cwd=ROOT, env=env, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_every_file_it_names_is_there() -> None:
+    named = set(re.findall(r"\]\(([^)#:]+)\)|`((?:src|native|docs|examples)/[^`*]*)`", README))
+    paths = {a or b for a, b in named}
+    assert len(paths) > 6
+    assert [p for p in sorted(paths) if not (ROOT / p).exists()] == []
