@@ -98,10 +98,11 @@ NB_MODULE(_native, m) {
       .def("pull",
            [](Store& s, const std::vector<uint32_t>& tables, const std::vector<Ids>& ids,
               const std::vector<Out<float, nb::ndim<2>>>& values,
-              const std::vector<Out<uint8_t, nb::ndim<1>>>& versions, bool create) {
+              const std::vector<Out<uint8_t, nb::ndim<1>>>& versions,
+              const std::vector<Out<uint32_t, nb::ndim<1>>>& hints, bool create) {
              need(tables.size() == ids.size() && ids.size() == values.size() &&
-                      values.size() == versions.size(),
-                  "one array of ids, values and versions a table");
+                      values.size() == versions.size() && values.size() == hints.size(),
+                  "one array of ids, values, versions and hints a table");
              std::vector<PullItem> items;
              for (size_t i = 0; i < tables.size(); ++i) {
                need(tables[i] < s.tables(), "no such table");
@@ -109,8 +110,9 @@ NB_MODULE(_native, m) {
                         values[i].shape(1) == s.table(tables[i]).spec().dim,
                     "values must be [ids, dim]");
                need(versions[i].shape(0) == ids[i].shape(0), "versions must be [ids]");
-               items.push_back(
-                   {tables[i], ids[i].data(), ids[i].shape(0), values[i].data(), versions[i].data()});
+               need(hints[i].shape(0) == ids[i].shape(0) + 1, "hints must be [ids + 1]");
+               items.push_back({tables[i], ids[i].data(), ids[i].shape(0), values[i].data(),
+                                versions[i].data(), hints[i].data()});
              }
              nb::gil_scoped_release release;
              s.pull(items, create);
@@ -118,10 +120,11 @@ NB_MODULE(_native, m) {
       .def("push",
            [](Store& s, const std::vector<uint32_t>& tables, const std::vector<Ids>& ids,
               const std::vector<In<float, nb::ndim<2>>>& gradients,
-              const std::vector<std::optional<In<uint8_t, nb::ndim<1>>>>& versions, float lr_factor) {
+              const std::vector<std::optional<In<uint8_t, nb::ndim<1>>>>& versions,
+              const std::vector<std::optional<In<uint32_t, nb::ndim<1>>>>& hints, float lr_factor) {
              need(tables.size() == ids.size() && ids.size() == gradients.size() &&
-                      gradients.size() == versions.size(),
-                  "one array of ids, gradients and versions a table");
+                      gradients.size() == versions.size() && gradients.size() == hints.size(),
+                  "one array of ids, gradients, versions and hints a table");
              std::vector<PushItem> items;
              for (size_t i = 0; i < tables.size(); ++i) {
                need(tables[i] < s.tables(), "no such table");
@@ -129,8 +132,10 @@ NB_MODULE(_native, m) {
                         gradients[i].shape(1) == s.table(tables[i]).spec().dim,
                     "gradients must be [ids, dim]");
                need(!versions[i] || versions[i]->shape(0) == ids[i].shape(0), "versions must be [ids]");
+               need(!hints[i] || hints[i]->shape(0) == ids[i].shape(0) + 1, "hints must be [ids + 1]");
                items.push_back({tables[i], ids[i].data(), ids[i].shape(0), gradients[i].data(),
-                                versions[i] ? versions[i]->data() : nullptr});
+                                versions[i] ? versions[i]->data() : nullptr,
+                                hints[i] ? hints[i]->data() : nullptr});
              }
              auto bins = std::make_unique<int64_t[]>(257);
              PushResult r;

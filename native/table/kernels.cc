@@ -91,50 +91,58 @@ void initialize(const TableSpec& spec, uint64_t id, float* values, float* state)
 // ---- pull and push
 // -------------------------------------------------------------------------------------------------
 
-// Calls visit(i, row or null) for ids [begin, end) in order. Three stages run on different ids at a time, so
-// that the memory of the later ones is on its way while the first is served: the chunk of id i + 2 kAhead is
-// asked for, the candidate row of id i + kAhead is found in its chunk and asked for, and the row of id i is
-// checked and visited.
-template <bool kWrite, typename Visit>
-inline void for_each_row(const TableView& t, const uint64_t* ids, size_t begin, size_t end, Visit&& visit) {
+// Calls visit(i, row or null, row number) for ids [begin, end) in order. Three stages run on different ids at
+// a time, so that the memory of the later ones is on its way while the first is served: the chunk of id i + 2
+// kAhead is asked for, the candidate row of id i + kAhead is found in its chunk and asked for, and the row of
+// id i is checked and visited. With hints (row numbers of an earlier search) the chunk is left out.
+template <bool kWrite, bool kHints, typename Visit>
+inline void for_each_row(const TableView& t, const uint64_t* ids, const uint32_t* hints, size_t begin,
+                         size_t end, Visit&& visit) {
   constexpr size_t kAhead = 12, kRing = 32;
   struct Slot {
     uint64_t h;
     const PartitionView* partition;
     Chunk* chunk;
     char* row;
+    uint32_t number;
   } ring[kRing];
-  const uint32_t lines = t.layout.stride;
+  const uint32_t bytes = t.layout.stride;
 
   auto ask_chunk = [&](size_t i) {
     Slot& s = ring[i % kRing];
     s.h = mix(ids[i]);
     s.partition = &partition_of(t, s.h);
     s.chunk = nullptr;
-    if (s.partition->chunks == 0) return;
+    if (kHints || s.partition->chunks == 0) return;
     s.chunk = chunk_at(*s.partition, home_chunk(s.h, t.partition_bits, s.partition->chunks));
     __builtin_prefetch(s.chunk);
   };
   auto ask_row = [&](size_t i) {
     Slot& s = ring[i % kRing];
     s.row = nullptr;
-    if (s.chunk == nullptr) return;
-    const uint32_t m = match_tags(*s.chunk, static_cast<uint8_t>(s.h));
-    if (m == 0) return;
-    s.row = row_at(t, *s.partition, s.chunk->row[__builtin_ctz(m)]);
+    s.number = kNoRow;
+    if constexpr (kHints) {
+      s.number = hints[i];
+      if (s.number >= s.partition->rows) return;
+    } else {
+      if (s.chunk == nullptr) return;
+      const uint32_t m = match_tags(*s.chunk, static_cast<uint8_t>(s.h));
+      if (m == 0) return;
+      s.number = s.chunk->row[__builtin_ctz(m)];
+    }
+    s.row = row_at(t, *s.partition, s.number);
     // Rows are not aligned to cache lines: the last byte may lie one line further than the length says.
-    for (uint32_t b = 0; b < lines; b += 64) __builtin_prefetch(s.row + b, kWrite);
-    __builtin_prefetch(s.row + lines - 1, kWrite);
+    for (uint32_t b = 0; b < bytes; b += 64) __builtin_prefetch(s.row + b, kWrite);
+    __builtin_prefetch(s.row + bytes - 1, kWrite);
   };
   auto serve = [&](size_t i) {
     Slot& s = ring[i % kRing];
-    char* row = s.row;
-    // A second candidate in the chunk, or a row in a later chunk: rare, searched plainly.
-    if (row == nullptr || !same_id(load_header(row), s.h)) {
-      row = s.chunk == nullptr || (row == nullptr && s.chunk->overflow == 0) ? nullptr
-                                                                             : find_row(t, *s.partition, s.h);
+    if (s.row == nullptr || !same_id(load_header(s.row), s.h)) {
+      // A second candidate in the chunk, or a row in a later chunk: rare, searched plainly.
+      const bool absent = !kHints && (s.chunk == nullptr || (s.row == nullptr && s.chunk->overflow == 0));
+      s.row = absent ? nullptr : find_row(t, *s.partition, s.h, &s.number);
     }
-    visit(i, row);
+    visit(i, s.row, s.number);
   };
 
   const size_t n = end - begin;
@@ -148,7 +156,8 @@ inline void for_each_row(const TableView& t, const uint64_t* ids, size_t begin, 
 template <uint32_t kDim, ValueFormat kFormat>
 void pull_rows(const TableView& t, size_t begin, size_t end, PullArgs& a) {
   const uint32_t dim = kDim ? kDim : t.layout.dim;
-  for_each_row<false>(t, a.ids, begin, end, [&](size_t i, char* row) {
+  for_each_row<false, false>(t, a.ids, nullptr, begin, end, [&](size_t i, char* row, uint32_t number) {
+    if (a.hints != nullptr) a.hints[i] = number;
     if (row == nullptr) {
       a.missing[a.missing_count++] = static_cast<uint32_t>(i);
       return;
@@ -217,7 +226,7 @@ void push_rows(const TableView& t, size_t begin, size_t end, PushArgs& a) {
   const uint32_t state_offset = t.layout.state_offset();
   alignas(64) float values[kDim ? kDim : kMaxDim];
   alignas(64) float clipped[kDim ? kDim : kMaxDim];
-  for_each_row<true>(t, a.ids, begin, end, [&](size_t i, char* row) {
+  auto update = [&](size_t i, char* row, uint32_t) {
     if (row == nullptr) {
       ++a.missing;
       return;
@@ -244,7 +253,11 @@ void push_rows(const TableView& t, size_t begin, size_t end, PushArgs& a) {
     a.staleness[a.versions != nullptr ? static_cast<uint8_t>(version - a.versions[i]) : 256] += 1;
     row[0] = static_cast<char>(version + 1);
     ++a.applied;
-  });
+  };
+  if (a.hints != nullptr)
+    for_each_row<true, true>(t, a.ids, a.hints, begin, end, update);
+  else
+    for_each_row<true, false>(t, a.ids, nullptr, begin, end, update);
 }
 
 template <ValueFormat kFormat, OptimizerKind kKind>

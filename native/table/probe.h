@@ -52,14 +52,16 @@ inline uint32_t match_tags(const Chunk& c, uint8_t tag) {
 inline bool same_id(uint64_t header, uint64_t h) { return ((header ^ h) >> 8) == 0; }
 
 // The row of mixed id h, or null. The plain search that the pipelines fall back to.
-inline char* find_row(const TableView& t, const PartitionView& p, uint64_t h) {
+inline char* find_row(const TableView& t, const PartitionView& p, uint64_t h, uint32_t* number = nullptr) {
   if (p.chunks == 0) return nullptr;
   uint32_t home = home_chunk(h, t.partition_bits, p.chunks), c = home;
   do {
     const Chunk& chunk = *chunk_at(p, c);
     for (uint32_t m = match_tags(chunk, static_cast<uint8_t>(h)); m; m &= m - 1) {
       char* row = row_at(t, p, chunk.row[__builtin_ctz(m)]);
-      if (same_id(load_header(row), h)) return row;
+      if (!same_id(load_header(row), h)) continue;
+      if (number != nullptr) *number = chunk.row[__builtin_ctz(m)];
+      return row;
     }
     if (chunk.overflow == 0) return nullptr;
     if (++c == p.chunks) c = 0;

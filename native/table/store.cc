@@ -52,6 +52,7 @@ void Store::pull(const std::vector<PullItem>& items, bool create) {
   else
     shared = lock_tables<std::shared_lock<std::shared_mutex>>(items, tables_);
 
+  for (const PullItem& i : items) i.hints[i.n] = tables_[i.table]->generation();
   const std::vector<Slice> slices = slices_of(items, pool_.threads());
   std::vector<std::vector<uint32_t>> missing(slices.size());
   pool_.run(slices.size(), [&](size_t s) {
@@ -59,7 +60,7 @@ void Store::pull(const std::vector<PullItem>& items, bool create) {
     const Slice& slice = slices[s];
     const Table& table = *tables_[item.table];
     missing[s].resize(slice.end - slice.begin);
-    PullArgs args{item.ids, item.values, item.versions, missing[s].data()};
+    PullArgs args{item.ids, item.values, item.versions, item.hints, missing[s].data()};
     kernels().pull(table.view(), slice.begin, slice.end, args);
     missing[s].resize(args.missing_count);
     if (create) return;
@@ -67,6 +68,7 @@ void Store::pull(const std::vector<PullItem>& items, bool create) {
     const TableSpec& spec = table.spec();
     std::vector<char> stored(table.layout().value_bytes);
     for (uint32_t i : missing[s]) {
+      item.hints[i] = 0xFFFFFFFFu;
       float* out = item.values + size_t{i} * spec.dim;
       kernels().initialize(spec, item.ids[i], out, nullptr);
       kernels().encode(spec.format, out, stored.data(), spec.dim);
@@ -105,7 +107,7 @@ void Store::pull(const std::vector<PullItem>& items, bool create) {
         if (k + kAhead < missing[s].size()) table.prefetch(item.ids[missing[s][k + kAhead]]);
         const uint32_t i = missing[s][k];
         if (group.parts > 1 && table.partition_of(item.ids[i]) % group.parts != group.part) continue;
-        const char* row = table.find_or_create(item.ids[i]);
+        const char* row = table.find_or_create(item.ids[i], &item.hints[i]);
         kernels().decode(spec.format, row + RowLayout::kHeader, item.values + size_t{i} * spec.dim, spec.dim);
         if (item.versions != nullptr) item.versions[i] = static_cast<uint8_t>(row[0]);
       }
@@ -120,8 +122,14 @@ PushResult Store::push(const std::vector<PushItem>& items, float lr_factor) {
   pool_.run(slices.size(), [&](size_t s) {
     const PushItem& item = items[slices[s].item];
     const Table& table = *tables_[item.table];
-    PushArgs args{item.ids, item.gradients,      item.versions, lr_factor, table.adam_bias(), 0, 0,
-                  0,        results[s].staleness};
+    const bool hinted = item.hints != nullptr && item.hints[item.n] == table.generation();
+    PushArgs args{.ids = item.ids,
+                  .gradients = item.gradients,
+                  .versions = item.versions,
+                  .hints = hinted ? item.hints : nullptr,
+                  .lr_factor = lr_factor,
+                  .adam_bias = table.adam_bias(),
+                  .staleness = results[s].staleness};
     kernels().push(table.view(), slices[s].begin, slices[s].end, args);
     results[s].applied = args.applied;
     results[s].missing = args.missing;

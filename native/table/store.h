@@ -15,6 +15,7 @@ struct PullItem {
   size_t n;
   float* values;      // [n, D]
   uint8_t* versions;  // [n]
+  uint32_t* hints;  // [n + 1] where the rows are, for the push to come: numbers, and their table's generation
 };
 
 struct PushItem {
@@ -23,6 +24,7 @@ struct PushItem {
   size_t n;
   const float* gradients;   // [n, D]
   const uint8_t* versions;  // [n] or null
+  const uint32_t* hints;    // [n + 1] as pulled, or null; only ever saves a search
 };
 
 struct PushResult {

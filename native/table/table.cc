@@ -54,7 +54,7 @@ uint32_t Table::partition_of(uint64_t id) const {
 
 void Table::publish(uint32_t partition) {
   const Partition& p = parts_[partition];
-  views_[partition] = {p.chunk_list.blocks(), p.row_list.blocks(), p.chunks};
+  views_[partition] = {p.chunk_list.blocks(), p.row_list.blocks(), p.chunks, p.next_row};
 }
 
 // A list that could only grow in part has still moved: readers must see where it is now.
@@ -78,11 +78,10 @@ char* Table::find(uint64_t id) const {
   return find_row(view(), views_[partition_of(id)], h);
 }
 
-char* Table::find_or_create(uint64_t id, bool* created) {
-  if (created != nullptr) *created = false;
-  if (char* row = find(id)) return row;
+char* Table::find_or_create(uint64_t id, uint32_t* number_out) {
   const uint64_t h = mix(id);
   const uint32_t part = partition_of(id);
+  if (char* row = find_row(view(), views_[part], h, number_out)) return row;
   Partition& p = parts_[part];
   if (p.count >= index_limit(p.chunks)) grow_index(part);
   uint32_t number;
@@ -110,7 +109,7 @@ char* Table::find_or_create(uint64_t id, bool* created) {
     kernels().initialize(spec_, id, first, state);
     kernels().encode(spec_.format, first, values, layout_.dim);
   }
-  if (created != nullptr) *created = true;
+  if (number_out != nullptr) *number_out = number;
   return row;
 }
 
@@ -186,6 +185,7 @@ bool Table::erase(uint64_t id) {
       const int slot = __builtin_ctz(m);
       if (!same_id(load_header(row_at(t, v, chunk.row[slot])), h)) continue;
       p.free_rows.push_back(chunk.row[slot]);
+      ++generation_;
       chunk.occupied = static_cast<uint16_t>(chunk.occupied & ~(1u << slot));
       --p.count;
       // The chunks it had passed on its way here count one row less, unless they had lost count.
@@ -202,6 +202,7 @@ bool Table::erase(uint64_t id) {
 }
 
 void Table::clear() {
+  ++generation_;
   for (uint32_t i = 0; i < partitions(); ++i) {
     Partition& p = parts_[i];
     p.chunk_list.clear();

@@ -31,13 +31,17 @@ class Table {
 
   // The row of an id, made from the initializer if it is not there. Different partitions may be used from
   // different threads at once. `created`, if given, says which.
-  char* find_or_create(uint64_t id, bool* created = nullptr);
+  char* find_or_create(uint64_t id, uint32_t* number = nullptr);
   char* find(uint64_t id) const;
   // Asks for the index of an id that will soon be looked for.
   void prefetch(uint64_t id) const;
   // True if the row was there.
   bool erase(uint64_t id);
   void clear();
+
+  // Row numbers found while this has one value lead to the same rows or to none: it changes when rows are
+  // removed, and with them the meaning of their numbers.
+  uint32_t generation() const { return generation_; }
 
   uint32_t partitions() const { return static_cast<uint32_t>(parts_.size()); }
   uint32_t partition_of(uint64_t id) const;
@@ -72,6 +76,7 @@ class Table {
   RowLayout layout_;
   int partition_bits_;
   int row_shift_;
+  uint32_t generation_ = 0;
   std::vector<Partition> parts_;
   std::vector<PartitionView> views_;
   std::vector<float> adam_bias_;

@@ -26,6 +26,7 @@ struct PartitionView {
   char* const* chunk_blocks = nullptr;
   char* const* row_blocks = nullptr;
   uint32_t chunks = 0;  // 0: the partition is empty
+  uint32_t rows = 0;    // row numbers given out so far
 };
 
 struct TableView {
@@ -40,6 +41,7 @@ struct PullArgs {
   const uint64_t* ids;
   float* values;      // [n, D]
   uint8_t* versions;  // [n] or null
+  uint32_t* hints;    // [n] row numbers within their partitions, or null
   uint32_t* missing;  // positions of ids without a row, ascending
   size_t missing_count = 0;
 };
@@ -48,6 +50,7 @@ struct PushArgs {
   const uint64_t* ids;
   const float* gradients;   // [n, D]
   const uint8_t* versions;  // [n] as pulled, or null
+  const uint32_t* hints;    // [n] as pulled while no row was removed since, or null
   float lr_factor;
   const float* adam_bias;  // 1 - beta1^t and 1 - beta2^t interleaved for t = 0 … kBiasSteps - 1, or null
   size_t applied = 0, missing = 0, not_finite = 0;

@@ -9,7 +9,12 @@ The names below are loaded on first use, so that `import satrap` (and `satrap --
 
 from __future__ import annotations
 
+import os
 from importlib import import_module
+
+# Lookups and pushes run beside torch's compute threads, which by default spin while they wait for each other and so
+# take the cores from the rest: on two cores training was four times slower. Read once, when torch is first imported.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 __version__ = "0.1.0"
 

@@ -40,6 +40,7 @@ class Lookup:
     prepared: Prepared
     ids: dict[str, NDArray[np.uint64]]
     versions: dict[str, NDArray[np.uint8]]
+    hints: dict[str, NDArray[np.uint32]] | None
     pooled: Tensor
     """float32 [B, Σ], the leaf that collects the gradient of all pooled features."""
     sequences: list[Tensor]
@@ -125,6 +126,7 @@ class EmbeddingEngine:
             prepared=prepared,
             ids=ids,
             versions=dict(rows.versions),
+            hints=None if rows.hints is None else dict(rows.hints),
             pooled=pooled,
             sequences=sequences,
             numeric=Named.packed(self._to_device(_tensor(batch.numeric)), self._inputs.numeric),
@@ -152,6 +154,7 @@ class EmbeddingEngine:
                 ids=lookup.ids,
                 gradients=gradients,
                 versions=lookup.versions,
+                hints=lookup.hints,
                 lr_factor=lr_factor,
                 distinct=True,
             )

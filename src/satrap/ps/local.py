@@ -54,8 +54,8 @@ class LocalService:
             for name, ids in request.ids.items():
                 if isinstance(ids, np.ndarray) and ids.dtype == np.uint64 and ids.ndim == 1 and has_duplicates(ids):
                     raise StoreError(f"ids of table '{name}' repeat in one pull; ask for each once")
-        values, versions = self.store.pull_many(dict(request.ids), create=request.create)
-        return Rows(values=values, versions=versions)
+        values, versions, hints = self.store.pull_many(dict(request.ids), create=request.create)
+        return Rows(values=values, versions=versions, hints=hints)
 
     def push(self, request: PushRequest) -> Ack:
         """See `ParameterService.push`."""
@@ -68,6 +68,7 @@ class LocalService:
                 dict(request.ids),
                 dict(request.gradients),
                 None if request.versions is None else dict(request.versions),
+                None if request.hints is None else dict(request.hints),
                 lr_factor=request.lr_factor,
                 distinct=request.distinct,
             )

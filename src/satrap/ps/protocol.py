@@ -38,6 +38,9 @@ class Rows:
     """Table name → [U, D]."""
     versions: Mapping[str, NDArray[np.uint8]]
     """Table name → [U]: updates the row has had, modulo 256. Sent back with the push, it measures staleness."""
+    hints: Mapping[str, NDArray[np.uint32]] | None = None
+    """Where the service found the rows, in its own words. Sent back with the push it may save a search; it never
+    changes a result, and a service may give and take none."""
 
 
 class Refused(StrEnum):
@@ -63,6 +66,8 @@ class PushRequest:
     """Table name → [U, D]."""
     versions: Mapping[str, NDArray[np.uint8]] | None = None
     """As pulled; None: staleness is not measured."""
+    hints: Mapping[str, NDArray[np.uint32]] | None = None
+    """As pulled, or None."""
     lr_factor: float = 1.0
     """The schedule's factor on the learning rate of every table."""
     distinct: bool = False

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from numpy import bool_, float32, int64, uint8, uint64
+from numpy import bool_, float32, int64, uint8, uint32, uint64
 from numpy.typing import NDArray
 
 class TableSpec:
@@ -43,6 +43,7 @@ class Store:
         ids: list[NDArray[uint64]],
         values: list[NDArray[float32]],
         versions: list[NDArray[uint8]],
+        hints: list[NDArray[uint32]],
         create: bool,
         /,
     ) -> None: ...
@@ -52,6 +53,7 @@ class Store:
         ids: list[NDArray[uint64]],
         gradients: list[NDArray[float32]],
         versions: list[NDArray[uint8] | None],
+        hints: list[NDArray[uint32] | None],
         lr_factor: float,
         /,
     ) -> tuple[int, int, int, NDArray[int64]]: ...

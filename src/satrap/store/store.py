@@ -119,13 +119,17 @@ class Store:
 
         create=False: a missing row reads as its initial values and the table does not change.
         """
-        values, versions = self.pull_many({table: ids}, create=create)
+        values, versions, _ = self.pull_many({table: ids}, create=create)
         return values[table], versions[table]
 
     def pull_many(
         self, ids: dict[str, NDArray[np.uint64]], *, create: bool
-    ) -> tuple[dict[str, NDArray[np.float32]], dict[str, NDArray[np.uint8]]]:
-        """`pull` of several tables in one call, which shares the work of all of them out to the threads."""
+    ) -> tuple[dict[str, NDArray[np.float32]], dict[str, NDArray[np.uint8]], dict[str, NDArray[np.uint32]]]:
+        """`pull` of several tables in one call, which shares the work of all of them out to the threads.
+
+        The third result, hints [N + 1], says where the rows were found. Given to the push of the same ids it saves
+        the search for them; it never changes the result.
+        """
         index = [self.index(t) for t in ids]
         for name, x in ids.items():
             _need_array(x, np.uint64, 1, f"ids of table '{name}'")
@@ -135,6 +139,7 @@ class Store:
         flat_versions = np.empty(sum(x.size for x in ids.values()), np.uint8)
         values: dict[str, NDArray[np.float32]] = {}
         versions: dict[str, NDArray[np.uint8]] = {}
+        hints = {name: np.empty(x.size + 1, np.uint32) for name, x in ids.items()}
         at = row = 0
         for (name, x), d in zip(ids.items(), dims, strict=True):
             values[name] = flat[at : at + x.size * d].reshape(x.size, d)
@@ -142,9 +147,11 @@ class Store:
             at += x.size * d
             row += x.size
         self._call(
-            lambda: self._native.pull(index, list(ids.values()), list(values.values()), list(versions.values()), create)
+            lambda: self._native.pull(
+                index, list(ids.values()), list(values.values()), list(versions.values()), list(hints.values()), create
+            )
         )
-        return values, versions
+        return values, versions, hints
 
     def push(
         self,
@@ -168,6 +175,7 @@ class Store:
         ids: dict[str, NDArray[np.uint64]],
         gradients: dict[str, NDArray[np.float32]],
         versions: dict[str, NDArray[np.uint8]] | None = None,
+        hints: dict[str, NDArray[np.uint32]] | None = None,
         *,
         lr_factor: float = 1.0,
         distinct: bool = False,
@@ -187,6 +195,8 @@ class Store:
                 raise StoreError(f"ids of table '{name}' repeat; sum their gradients first (a ticket does)")
             if versions is not None:
                 _need_array(versions[name], np.uint8, 1, f"versions of table '{name}'")
+            if hints is not None:
+                _need_array(hints[name], np.uint32, 1, f"hints of table '{name}'")
         order = list(ids)
         return self._call(
             lambda: self._native.push(
@@ -194,6 +204,7 @@ class Store:
                 list(ids.values()),
                 [gradients[t] for t in order],
                 [None if versions is None else versions[t] for t in order],
+                [None if hints is None else hints[t] for t in order],
                 lr_factor,
             )
         )
