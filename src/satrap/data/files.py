@@ -70,8 +70,9 @@ def _expand(text: str, format: AnyFormat, filesystem: Any) -> Iterable[File]:
     fs, path, prefix = _locate(text, filesystem)
 
     def file(info: pafs.FileInfo) -> File:
-        name = prefix + info.path
-        return File(fs, info.path, name, int(info.size or 0), _format_of(fs, info.path, name, format))
+        path = info.path if text.startswith("./") else info.path.removeprefix("./")
+        name = prefix + path
+        return File(fs, path, name, int(info.size or 0), _format_of(fs, path, name, format))
 
     try:
         if _WILD.search(path) and fs.get_file_info(path).type == pafs.FileType.NotFound:
@@ -121,7 +122,8 @@ def _glob(fs: pafs.FileSystem, pattern: str) -> list[pafs.FileInfo]:
     fixed = pattern[: _WILD.search(pattern).start()]  # type: ignore[union-attr]
     base = fixed.rpartition("/")[0] or ("/" if pattern.startswith("/") else "")
     deep = "**" in pattern or "/" in pattern[len(base) :].lstrip("/")
-    infos = fs.get_file_info(pafs.FileSelector(base, recursive=deep, allow_not_found=True))
+    here = "." if not base and isinstance(fs, pafs.LocalFileSystem) else base  # elsewhere, "" is the root
+    infos = fs.get_file_info(pafs.FileSelector(here, recursive=deep, allow_not_found=True))
     wanted = re.compile(_glob_regex(os.path.normpath(pattern)))
     dotted = pattern.rpartition("/")[2].startswith(".")  # as in a shell, hidden files are matched when asked for
     files = [i for i in infos if i.type == pafs.FileType.File and (dotted or not i.base_name.startswith("."))]
