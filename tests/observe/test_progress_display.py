@@ -143,6 +143,17 @@ def test_time_left_of_a_resumed_run_counts_its_own_samples_only(monkeypatch: pyt
     assert out.getvalue().splitlines()[1] == "81%  left 3:10"
 
 
+def test_a_run_that_ends_early_does_not_end_in_time_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [0.0]
+    monkeypatch.setattr("satrap.observe.progress.time.monotonic", lambda: now[0])
+    out = io.StringIO()
+    with Progress(total_samples=1000, interval_s=100, file=out) as p:
+        p.update(samples=10)
+        now[0] = 10.0
+        p.update(samples=500)
+    assert out.getvalue().splitlines()[-1] == "50%"
+
+
 def test_figures_by_kind() -> None:
     assert figure("staleness", 3.456) == "3.46"
     assert figure("step", 1_000_000) == "1,000,000"

@@ -93,7 +93,7 @@ class Progress:
             live, self._live = self._live, None
             live.stop()
         elif self._mode == "lines" and self._now and not self._shown:
-            self._line()
+            self._line(last=True)
 
     def update(self, **figures: Any) -> None:
         """The state now: `step`, `epoch` (from 0), `samples` (so far, all epochs), and any of `FIGURES`.
@@ -144,14 +144,15 @@ class Progress:
             return None
         return max(0.0, (self._total - int(self._now["samples"])) / float(speed))
 
-    def _line(self) -> None:
+    def _line(self, *, last: bool = False) -> None:
         self._line_due, self._shown = time.monotonic() + self._interval_s, True
         share = self._share()
         parts = [] if share is None else [f"{share:.0%}"]
         if self._epochs > 1 and "epoch" in self._now:
             parts.append(f"epoch {self._now['epoch'] + 1}/{self._epochs}")
         parts += [f"{_TITLES.get(k, k)} {figure(k, self._now[k])}" for k in FIGURES if k in self._now]
-        left = self._seconds_left()
+        left = None if last else self._seconds_left()
+        # In its first second a run has no speed to go by.
         if left is not None and share is not None and share < 1 and time.monotonic() - self._started > 1:
             parts.append(f"left {duration(left)}")
         print("  ".join(parts), file=self._file, flush=True)
@@ -165,7 +166,8 @@ class Progress:
 
         share, left, now = self._share(), self._seconds_left(), self._now
         head = Table.grid(padding=(0, 2), expand=False)
-        bar = ProgressBar(total=None if share is None else 1.0, completed=share or 0.0, width=36, pulse=share is None)
+        total = None if share is None else 1.0
+        bar = ProgressBar(total=total, completed=share or 0.0, width=36, complete_style="cyan", pulse=share is None)
         what = self._title
         if self._epochs > 1 and "epoch" in now:
             what += f"  epoch {now['epoch'] + 1}/{self._epochs}"
