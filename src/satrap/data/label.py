@@ -27,6 +27,7 @@ def infer_label(sample: Sample, column: str, positive: str | int | None) -> tupl
     if shape.is_list or shape.family in (Family.OTHER, Family.NULL):
         raise DataError(f"{sample.file}: column '{column}' holds {shape} ({values.type}); a label is one value a row")
     if values.null_count:
+        values_found = "only one value" if len(counts) == 1 else f"{len(counts)} different values"
         raise DataError(
             f"{sample.file}: the label column '{column}' has {values.null_count:,} missing values in a sample of "
             f"{len(values):,} rows; remove such rows from the data"
@@ -39,8 +40,9 @@ def infer_label(sample: Sample, column: str, positive: str | int | None) -> tupl
         return Label(column=column), f"{column}: the label, 1 in {rate:.1%} of the sample"
     if len(counts) != 2:
         shown = ", ".join(repr(v) for v in list(counts)[:5]) + (", …" if len(counts) > 5 else "")
+        values_found = "only one value" if len(counts) == 1 else f"{len(counts)} different values"
         raise DataError(
-            f"{sample.file}: the label column '{column}' has {len(counts)} different values in the sample ({shown}); "
+            f"{sample.file}: the label column '{column}' has {values_found} in the sample ({shown}); "
             "a label is 0 or 1, or has two values. Name the value that means 1 with positive"
         )
     chosen, why = _of_two(counts)

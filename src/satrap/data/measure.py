@@ -17,6 +17,7 @@ from satrap.data.opening import open_source
 from satrap.data.order import held_out
 from satrap.data.source import Piece
 from satrap.data.stages import in_background
+from satrap.errors import DataError
 from satrap.schema import Job, Numeric
 
 
@@ -41,8 +42,9 @@ class Moments:
         """
         if len(values) == 0:
             return
-        mean = float(values.mean())
-        squares = float(np.square(values - mean).sum())
+        with np.errstate(over="ignore", invalid="ignore"):  # an overflow shows in the result, which is checked
+            mean = float(values.mean())
+            squares = float(np.square(values - mean).sum())
         total = self.count + len(values)
         apart = mean - self.mean
         self.mean += apart * len(values) / total
@@ -93,6 +95,11 @@ def _measured(feature: Any, moments: dict[str, Moments]) -> Any:
     if feature.name not in moments:
         return feature
     found = moments[feature.name]
+    if not (math.isfinite(found.mean) and math.isfinite(found.std)):
+        raise DataError(
+            f"features.{feature.name}: column '{column_of(feature)}' has numbers too large to scale (above 1e150 or so); "
+            "give transform: log, or a mean and std"
+        )
     # Rounding leaves a constant with a deviation below the last digit of its values: to divide by it would make noise.
     constant = found.std <= 1e-12 * abs(found.mean)
     return msgspec.structs.replace(feature, mean=found.mean, std=1.0 if constant else found.std)
