@@ -93,7 +93,7 @@ def loss(figure: Figure, records: Records) -> bool:
         ax.plot(steps, values, color=_BLUE, alpha=0.3, lw=1)
         ax.plot(steps, smooth(values), color=_BLUE, lw=2, label="train")
         # The first steps of a run tower over the rest, in which the reader is interested.
-        _limit_above(ax, [values, *(v for _, v in evaluations.values())])
+        _limit_above(ax, [values, *_values(evaluations)])
     _draw_evaluations(ax, evaluations, best=min)
     _finish(ax, "Loss", records, "step", "log loss")
     return True
@@ -108,11 +108,16 @@ def auc(figure: Figure, records: Records) -> bool:
     ax = figure.add_subplot()
     if len(steps):
         epochs = _series(records, "epoch", kind="train", where="auc")[1]
-        # It starts anew with each epoch, and so does its line.
         starts = np.flatnonzero(np.diff(epochs)) + 1
-        curve = np.insert(values, starts, np.nan) if len(epochs) == len(steps) else values
-        at = np.insert(steps, starts, steps[starts]) if len(epochs) == len(steps) else steps
+        # It starts anew with each epoch, and so does its line, unless epochs are mere dashes of it.
+        if len(epochs) < len(steps) or 10 * len(starts) > len(steps):
+            starts = starts[:0]
+        at, curve = np.insert(steps, starts, steps[starts]), np.insert(values, starts, np.nan)
         ax.plot(at, curve, color=_BLUE, lw=2, label="train, epoch so far")
+        low, high = float(np.percentile(values, 5)), max(float(v.max()) for v in [values, *_values(evaluations)])
+        settled = min([low, *(float(v.min()) for v in _values(evaluations))])
+        if float(values.min()) < settled - (high - settled):
+            ax.set_ylim(settled - 0.1 * (high - settled), high + 0.1 * (high - settled))
     _draw_evaluations(ax, evaluations, best=max)
     _finish(ax, "AUC", records, "step", "area under the ROC curve")
     return True
@@ -247,6 +252,10 @@ def _name(record: dict[str, Any]) -> str:
 def _by_split(records: Records, field: str) -> dict[str, tuple[Floats, Floats]]:
     names = dict.fromkeys(_name(r) for r in records if r["kind"] == "eval" and r.get(field) is not None)
     return {n: _series(records, field, kind="eval", split=n) for n in names}
+
+
+def _values(evaluations: dict[str, tuple[Floats, Floats]]) -> list[Floats]:
+    return [v for _, v in evaluations.values()]
 
 
 def _last_evaluations(records: Records) -> list[tuple[str, dict[str, Any]]]:
