@@ -19,7 +19,8 @@ namespace {
 
 inline float half_to_float(uint16_t h) {
   const uint32_t sign = uint32_t{h & 0x8000u} << 16, exponent = (h >> 10) & 31, mantissa = h & 1023u;
-  if (exponent == 31) return std::bit_cast<float>(sign | 0x7F800000u | (mantissa << 13));
+  if (exponent == 31)  // a NaN becomes a quiet one, as by the F16C instruction
+    return std::bit_cast<float>(sign | 0x7F800000u | (mantissa << 13) | (mantissa != 0 ? 0x400000u : 0u));
   if (exponent == 0) {  // zero or subnormal: the mantissa times 2^-24, exact in fp32
     float v = static_cast<float>(mantissa) * 0x1p-24f;
     return std::bit_cast<float>(std::bit_cast<uint32_t>(v) | sign);

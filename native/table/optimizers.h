@@ -62,7 +62,8 @@ inline void adam(const OptimizerSpec& o, float lr, const float* bias, float* __r
   float* __restrict v = s + dim;
   const float t = (s[2 * dim] += 1.0f);
   float bias1, bias2;
-  if (t < static_cast<float>(kBiasSteps)) {
+  // A count that came back from a file may be anything; only what the table holds is looked up in it.
+  if (t >= 0.0f && t < static_cast<float>(kBiasSteps)) {
     bias1 = bias[2 * static_cast<size_t>(t)];
     bias2 = bias[2 * static_cast<size_t>(t) + 1];
   } else {
