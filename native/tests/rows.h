@@ -8,6 +8,7 @@
 #include "base/hash.h"
 #include "check.h"
 #include "table/probe.h"
+#include "table/store.h"
 #include "table/table.h"
 
 namespace satrap::test {
@@ -38,6 +39,30 @@ inline float* values_of(const Table&, char* row) {
 inline float* state_of(const Table& t, char* row) {
   return reinterpret_cast<float*>(row + t.layout().state_offset());
 }
+
+// Arrays of one table's part of a pull or push, and the item that names them.
+struct Buffers {
+  Buffers(const TableSpec& spec, uint32_t index, std::vector<uint64_t> wanted, float gradient = 0.0f)
+      : table(index),
+        ids(std::move(wanted)),
+        values(ids.size() * spec.dim),
+        gradients(ids.size() * spec.dim, gradient),
+        versions(ids.size()),
+        hints(ids.size() + 1) {}
+
+  PullItem pull() { return {table, ids.data(), ids.size(), values.data(), versions.data(), hints.data()}; }
+  // As one that pulls nothing first: without versions and hints.
+  PushItem push() const { return {table, ids.data(), ids.size(), gradients.data(), nullptr, nullptr}; }
+  PushItem push_pulled() const {
+    return {table, ids.data(), ids.size(), gradients.data(), versions.data(), hints.data()};
+  }
+
+  uint32_t table;
+  std::vector<uint64_t> ids;
+  std::vector<float> values, gradients;
+  std::vector<uint8_t> versions;
+  std::vector<uint32_t> hints;
+};
 
 // What every index must satisfy after any history: each row is found where its tag and header say, no row
 // number serves twice, and a chunk's overflow is exactly the number of rows that passed it, unless it has

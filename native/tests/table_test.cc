@@ -12,9 +12,9 @@ namespace {
 
 // Creates the row of an id and writes what only this id would have.
 char* put(Table& t, uint64_t id) {
-  bool created = false;
-  char* row = t.find_or_create(id, &created);
-  CHECK(created);
+  CHECK(t.find(id) == nullptr);
+  char* row = t.find_or_create(id);
+  CHECK(row == t.find(id));
   for (uint32_t j = 0; j < t.layout().dim; ++j)
     values_of(t, row)[j] = static_cast<float>(static_cast<uint32_t>(id * 31 + j) >> 9);
   return row;
