@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from satrap.data import Reader, measure
 from satrap.data.measure import Moments
+from satrap.errors import DataError
 from satrap.schema import Categorical, Job, Numeric
 
 
@@ -62,12 +63,18 @@ def test_missing_and_infinite_values_do_not_count(tmp_path: Path) -> None:
     assert (feature.mean, feature.std) == (2.0, 1.0)
 
 
-@pytest.mark.parametrize("values", [[0.1] * 7, [None] * 7, [3e300] * 7])
+@pytest.mark.parametrize("values", [[0.1] * 7, [None] * 7])
 def test_constant_or_missing_features_get_deviation_one(tmp_path: Path, values: list[Any]) -> None:
     # A deviation of 0 would divide by zero, one of rounding errors would blow the constant up.
     path = write(tmp_path / "a.parquet", {"x": values, "y": [0] * 7})
     (feature,) = measured(path, Numeric(name="x", scale="standard"))
     assert feature.std == 1.0
+
+
+def test_numbers_whose_square_is_infinite_are_refused_with_advice(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.parquet", {"x": [3e300, -3e300], "y": [0, 1]})
+    with pytest.raises(DataError, match=r"features\.x: column 'x' has numbers too large to scale .* transform: log"):
+        measured(path, Numeric(name="x", scale="standard"))
 
 
 def test_validation_rows_are_not_measured(tmp_path: Path) -> None:

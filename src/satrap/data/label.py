@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.compute as pc
 
 from satrap.data.columns import Family, shape_of
@@ -27,12 +28,11 @@ def infer_label(sample: Sample, column: str, positive: str | int | None) -> tupl
     if shape.is_list or shape.family in (Family.OTHER, Family.NULL):
         raise DataError(f"{sample.file}: column '{column}' holds {shape} ({values.type}); a label is one value a row")
     if values.null_count:
-        values_found = "only one value" if len(counts) == 1 else f"{len(counts)} different values"
         raise DataError(
             f"{sample.file}: the label column '{column}' has {values.null_count:,} missing values in a sample of "
             f"{len(values):,} rows; remove such rows from the data"
         )
-    counts = {entry["values"]: entry["counts"] for entry in pc.value_counts(values.combine_chunks()).to_pylist()}
+    counts = _counted(values)
     if positive is not None:
         return _given(sample, column, positive, counts, shape.family)
     if shape.family is Family.BOOL or (shape.family is not Family.TEXT and set(counts) <= {0, 1}):
@@ -53,6 +53,12 @@ def infer_label(sample: Sample, column: str, positive: str | int | None) -> tupl
     rate = counts[chosen] / len(values)
     note = f"{column}: the label; {value!r} is 1 ({why}; {rate:.1%} of the sample), {other!r} is 0"
     return Label(column=column, positive=value), note
+
+
+def _counted(values: pa.ChunkedArray) -> dict[Any, int]:
+    """How often each value comes up; bytes as text."""
+    entries = [(e["values"], e["counts"]) for e in pc.value_counts(values.combine_chunks()).to_pylist()]
+    return {v.decode("utf-8", "replace") if isinstance(v, bytes) else v: n for v, n in entries}
 
 
 def _given(

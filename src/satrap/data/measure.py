@@ -97,7 +97,7 @@ def _measured(feature: Any, moments: dict[str, Moments]) -> Any:
     found = moments[feature.name]
     if not (math.isfinite(found.mean) and math.isfinite(found.std)):
         raise DataError(
-            f"features.{feature.name}: column '{column_of(feature)}' has numbers too large to scale (above 1e150 or so); "
+            f"features.{feature.name}: column '{column_of(feature)}' has numbers too large to scale (above 1e150); "
             "give transform: log, or a mean and std"
         )
     # Rounding leaves a constant with a deviation below the last digit of its values: to divide by it would make noise.
