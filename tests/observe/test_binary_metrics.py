@@ -289,6 +289,10 @@ def test_state_that_is_damaged_or_too_large_is_refused() -> None:
         BinaryMetrics.from_dict({**state, "histogram": state["histogram"][:-8]})
     with pytest.raises(ValueError, match="1024 bytes of float64 and an end wanted, 1025 found"):
         BinaryMetrics.from_dict({**state, "histogram": b64encode(zlib.compress(bytes(1 << 24))).decode()})
+    with pytest.raises(ValueError, match="damaged: KeyError: 'loss'"):
+        BinaryMetrics.from_dict({k: v for k, v in state.items() if k != "loss"})
+    with pytest.raises(ValueError, match="bins must be 2 to 16,777,216"):
+        BinaryMetrics.from_dict({**state, "bins": 1 << 50})
     with pytest.raises(ValueError, match="version 7"):
         BinaryMetrics.from_dict({**state, "version": 7})
 

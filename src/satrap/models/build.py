@@ -43,4 +43,3 @@ def build(job: Job) -> nn.Module:
             return custom(spec)
         case _:
             assert_never(spec)
-

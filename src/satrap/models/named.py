@@ -59,9 +59,7 @@ class Named(Mapping[str, Tensor | Padded]):
         self._widths: dict[str, int] = {k: v.shape[1] for k, v in self._pooled.items()}
 
     @classmethod
-    def packed(
-        cls, tensor: Tensor, widths: Mapping[str, int], sequences: Mapping[str, Padded] | None = None
-    ) -> Named:
+    def packed(cls, tensor: Tensor, widths: Mapping[str, int], sequences: Mapping[str, Padded] | None = None) -> Named:
         """Names the columns of `tensor` [B, Σ], left to right, with `sequences` beside them.
 
         Raises ValueError where the widths do not add up to the columns, or a name is both pooled and a sequence.

@@ -5,9 +5,7 @@ N samples of one update, M bins.
 
 from __future__ import annotations
 
-import base64
 import math
-import zlib
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -15,6 +13,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from satrap.errors import TrainingError
+from satrap.observe.kept import KeptScores, pack, unpack
 from satrap.observe.ranking import (
     Floats,
     binned_auc,
@@ -27,6 +26,7 @@ from satrap.observe.ranking import (
 
 _CHUNK = 16_384  # samples handled at once: temporaries stay in the cache
 _BEND = 64.0  # bins are even in z / sqrt(64 + z²): finest where logits of clicks lie, |z| < 8, and never cut off
+_MOST_BINS = 1 << 24  # 256 MiB; a state that asks for more is damaged
 _LARGEST = float(np.finfo(np.float32).max)
 _ROC_POINTS, _GROUPS, _COLUMNS = 201, 20, 50
 
@@ -79,11 +79,13 @@ class BinaryMetrics:
     """
 
     def __init__(self, *, bins: int = 1 << 19, exact_samples: int = 1 << 23) -> None:
-        """`bins` (M, at least 2): 8 MiB and an AUC error below 1e-5 on logits of standard deviation 1, as given;
+        """`bins` (M): 8 MiB and an AUC error below 1e-5 on logits of standard deviation 1, as given;
         65,536 make `result` eight times cheaper and the bound eight times wider, which suits figures while training.
         `exact_samples`: 0 never keeps scores."""
-        if bins < 2 or exact_samples < 0:
-            raise ValueError(f"bins must be 2 or more and exact_samples 0 or more, got {bins} and {exact_samples}")
+        if not 2 <= bins <= _MOST_BINS or exact_samples < 0:
+            raise ValueError(
+                f"bins must be 2 to {_MOST_BINS:,} and exact_samples 0 or more, got {bins:,} and {exact_samples:,}"
+            )
         self._bins = bins
         self._exact_samples = exact_samples
         self.clear()
@@ -93,7 +95,7 @@ class BinaryMetrics:
         self._histogram: Floats = np.zeros(2 * self._bins)  # bin and label: [M, 2] laid flat
         self._samples = self._positives = 0
         self._weight = self._positive_weight = self._loss = self._predicted = 0.0
-        self._kept = _Scores() if self._exact_samples else None
+        self._kept = KeptScores() if self._exact_samples else None
         self._dropped: str | None = None if self._exact_samples else "scores are not kept"
 
     @property
@@ -127,9 +129,7 @@ class BinaryMetrics:
             self._add(truth[at], score[at], None if w is None else w[at], probability=probabilities is not None)
         self._keep(truth, score, w, probability=probabilities is not None)
 
-    def _add(
-        self, truth: NDArray[np.bool_], score: NDArray[Any], w: NDArray[Any] | None, *, probability: bool
-    ) -> None:
+    def _add(self, truth: NDArray[np.bool_], score: NDArray[Any], w: NDArray[Any] | None, *, probability: bool) -> None:
         if probability:
             # 0 and 1 would cost an infinite loss; as in scikit-learn they count as the nearest value of their type.
             eps = float(np.finfo(score.dtype).eps)
@@ -263,7 +263,7 @@ class BinaryMetrics:
             "version": 1,
             "bins": self._bins,
             "exact_samples": self._exact_samples,
-            "histogram": _pack(self._histogram),
+            "histogram": pack(self._histogram),
             "dropped": self._dropped,
             **{k: getattr(self, f"_{k}") for k in _SUMS},
         }
@@ -276,81 +276,23 @@ class BinaryMetrics:
         """An accumulator from `to_dict`. Raises ValueError for what `to_dict` did not write."""
         if state.get("version") != 1:
             raise ValueError(f"metrics state of version {state.get('version')}, this release reads version 1")
+        try:
+            return cls._from_state(state)
+        except (KeyError, TypeError) as e:
+            raise ValueError(f"metrics state is damaged: {type(e).__name__}: {e}") from e
+
+    @classmethod
+    def _from_state(cls, state: dict[str, Any]) -> BinaryMetrics:
         self = cls(bins=int(state["bins"]), exact_samples=int(state["exact_samples"]))
-        self._histogram = _unpack(state["histogram"], np.float64, 2 * self._bins)
+        self._histogram = unpack(state["histogram"], np.float64, 2 * self._bins)
         for k in _SUMS:
             setattr(self, f"_{k}", type(getattr(self, f"_{k}"))(state[k]))
         self._dropped = state["dropped"]
-        self._kept = _Scores.from_dict(state["kept"], self._samples) if "kept" in state else None
+        self._kept = KeptScores.from_dict(state["kept"], self._samples) if "kept" in state else None
         return self
 
 
 _SUMS = ("samples", "positives", "weight", "positive_weight", "loss", "predicted")
-
-
-class _Scores:
-    """Every score seen, for an exact AUC: 5 bytes a sample, 13 once there are weights."""
-
-    def __init__(self) -> None:
-        self.probability: bool | None = None
-        self.scores: list[NDArray[np.float32]] = []
-        self.labels: list[NDArray[np.bool_]] = []
-        self.weights: list[Floats | None] = []
-
-    def add(
-        self, score: NDArray[np.float32], label: NDArray[np.bool_], w: NDArray[Any] | None, *, probability: bool
-    ) -> bool:
-        """False, with nothing kept, where logits would come among probabilities: they do not rank together."""
-        if self.probability not in (None, probability):
-            return False
-        self.probability = probability
-        # Copies: the caller may write its next batch into the same memory.
-        self.scores.append(score.copy())
-        self.labels.append(label.copy())
-        self.weights.append(None if w is None else w.astype(np.float64))
-        return True
-
-    def extend(self, other: _Scores) -> bool:
-        if other.probability is None:
-            return True
-        if self.probability not in (None, other.probability):
-            return False
-        self.probability = other.probability
-        self.scores += other.scores
-        self.labels += other.labels
-        self.weights += other.weights
-        return True
-
-    def arrays(self) -> tuple[NDArray[np.float32], NDArray[np.bool_], Floats | None]:
-        weights = None
-        if any(w is not None for w in self.weights):
-            pairs = zip(self.scores, self.weights, strict=True)
-            weights = np.concatenate([np.ones(len(s)) if w is None else w for s, w in pairs])
-        return np.concatenate(self.scores), np.concatenate(self.labels), weights
-
-    def to_dict(self) -> dict[str, Any]:
-        if not self.scores:
-            return {"probability": None}
-        scores, labels, weights = self.arrays()
-        return {
-            "probability": self.probability,
-            "scores": _pack(scores),
-            "labels": _pack(labels),
-            "weights": None if weights is None else _pack(weights),
-        }
-
-    @classmethod
-    def from_dict(cls, state: dict[str, Any], samples: int) -> _Scores:
-        self = cls()
-        if state["probability"] is not None:
-            w = state["weights"]
-            self.add(
-                _unpack(state["scores"], np.float32, samples),
-                _unpack(state["labels"], np.bool_, samples),
-                None if w is None else _unpack(w, np.float64, samples),
-                probability=bool(state["probability"]),
-            )
-        return self
 
 
 def _flat(values: ArrayLike) -> NDArray[Any]:
@@ -373,22 +315,3 @@ def _check(y: NDArray[Any], score: NDArray[Any], w: NDArray[Any] | None, *, prob
         raise TrainingError(f"labels must be 0 or 1, got {y[(y != 0) & (y != 1)][0]:g}")
     if w is not None and not (good := np.isfinite(w) & (w >= 0)).all():
         raise TrainingError(f"sample weights must be finite and not negative, got {w[~good][0]:g}")
-
-
-def _pack(array: NDArray[Any]) -> str:
-    little = array.astype(array.dtype.newbyteorder("<"), copy=False)
-    return base64.b64encode(zlib.compress(little.tobytes(), 1)).decode("ascii")
-
-
-def _unpack(text: str, dtype: type[np.generic], count: int) -> NDArray[Any]:
-    """`count` values of `dtype`. Reads no more than they take, however much the text would unfold to."""
-    kind = np.dtype(dtype).newbyteorder("<")
-    size = kind.itemsize * count
-    stream = zlib.decompressobj()
-    try:
-        raw = stream.decompress(base64.b64decode(text, validate=True), size + 1)
-    except (ValueError, zlib.error) as e:
-        raise ValueError(f"metrics state is damaged: {e}") from e
-    if len(raw) != size or not stream.eof:  # without its end the stream's checksum was not seen either
-        raise ValueError(f"metrics state is damaged: {size} bytes of {kind} and an end wanted, {len(raw)} found")
-    return np.frombuffer(raw, kind).astype(dtype)

@@ -99,9 +99,7 @@ def roc_points(negative: Floats, positive: Floats, points: int) -> list[tuple[fl
     return curve
 
 
-def reliability(
-    negative: Floats, positive: Floats, predicted: Floats, groups: int
-) -> list[tuple[float, float, float]]:
+def reliability(negative: Floats, positive: Floats, predicted: Floats, groups: int) -> list[tuple[float, float, float]]:
     """(mean predicted, observed rate, weight) of up to `groups` groups of equal weight, in ascending score.
 
     `predicted` [M] is the probability each bin stands for. Groups of equal weight, not equal width: click rates crowd
