@@ -1,4 +1,7 @@
-"""`python -m benchmarks NAME [options]`: runs one benchmark; `--smoke` runs it in seconds, at sizes that prove nothing."""
+"""`python -m benchmarks NAME [options]`: runs one benchmark.
+
+`--smoke` runs it in seconds, at sizes that prove nothing.
+"""
 
 from __future__ import annotations
 

@@ -93,6 +93,16 @@ class Meter:
         return Reading(wall, cpu, other, (stolen - self._stolen) / wall)
 
 
+def wait_until_quiet(limit_s: float, *, sample_s: float = 1.0) -> None:
+    """Waits until others leave the machine alone for a moment, or `limit_s` are over. 0: does not wait."""
+    deadline = time.perf_counter() + limit_s
+    while time.perf_counter() < deadline:
+        meter = Meter()
+        time.sleep(sample_s)
+        if meter.read().quiet:
+            return
+
+
 def peak_rss_mib() -> float:
     """The most memory this process has held so far, in MiB."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024.0
@@ -237,7 +247,8 @@ def run_json(
     Raises:
         RuntimeError: it failed, or printed no JSON; the message ends with the tail of its error output.
     """
-    env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(REPOSITORY), str(REPOSITORY / "src")]), **(environment or {})}
+    path = os.pathsep.join(filter(None, [str(REPOSITORY), os.environ.get("PYTHONPATH")]))
+    env = {**os.environ, "PYTHONPATH": path, **(environment or {})}
     done = subprocess.run(
         list(command), cwd=REPOSITORY, capture_output=True, text=True, env=env, timeout=timeout_s, check=False
     )

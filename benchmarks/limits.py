@@ -75,7 +75,9 @@ class RawTable:
 
     def run(self, operation: int, rows: NDArray[np.int64], *, distance: int, threads: int) -> None:
         """GATHER, ADD_CONSTANT or ADD_GRADIENT over `rows` [M], batch after batch."""
-        assert rows.dtype == np.int64 and rows.flags.c_contiguous and self._memory is not None
+        assert self._memory is not None
+        assert rows.dtype == np.int64
+        assert rows.flags.c_contiguous
         status = self._library.limits_run(
             *(operation, self._memory, self.values.shape[1], self.values.dtype.itemsize, rows.ctypes.data, rows.size),
             *(len(self.dense), self.dense.ctypes.data, distance, threads),
@@ -93,9 +95,7 @@ class RawTable:
                 seconds.append(time.perf_counter() - start)
             return min(seconds)
 
-        return min(
-            DISTANCES, key=lambda d: best_of(lambda: self.run(operation, rows, distance=d, threads=threads))
-        )
+        return min(DISTANCES, key=lambda d: best_of(lambda: self.run(operation, rows, distance=d, threads=threads)))
 
     def close(self) -> None:
         """Gives the memory back; `values` must not be touched after."""

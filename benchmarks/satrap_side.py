@@ -113,7 +113,9 @@ def _train(job: Job, options: argparse.Namespace) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         trainer = Trainer(job, Watched(network, metered), run_dir=Path(folder) / "run", progress=False)
         result = trainer.fit()
-        assert result.test is not None and result.checkpoint is not None and metered.figures is not None
+        assert result.test is not None
+        assert result.checkpoint is not None
+        assert metered.figures is not None
         return {
             **metered.figures,
             "test_auc": result.test.auc,

@@ -1,4 +1,4 @@
-"""`python -m benchmarks store`: lookup and row-wise Adagrad update of the native store, against what the machine can do.
+"""`python -m benchmarks store`: lookup and row-wise Adagrad update of the native store, against the machine's limits.
 
 Ten million rows at random 64-bit ids; batches of 65,536 random present ids, raw and unsorted, through the public
 `Store` API. Beside it, taking turns in the same run, over the same rows in the same order:
@@ -9,7 +9,8 @@ Ten million rows at random 64-bit ids; batches of 65,536 random present ids, raw
 * `fbgemm`: FBGEMM's CPU kernel, with `--fbgemm-python` naming an interpreter that has it.
 
 `lookup` is ids in, values [N, D] out (fp16 rows come out as fp32 on every side but torch's). `update` is distinct ids
-and gradients in. `step` is what a layer does in training: ids in, pooled values out, gradient in, rows updated, with
+and gradients in: `satrap` finds every row anew, `satrap_hinted` is told where the pull before it found them, as it is
+in training. `step` is what a layer does in training: ids in, pooled values out, gradient in, rows updated, with
 repeated ids found and merged by satrap. Memory is measured as the resident set of a process that does nothing else.
 """
 
@@ -23,7 +24,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +45,7 @@ from benchmarks.harness import (
     ratio,
     result_hash,
     run_json,
+    wait_until_quiet,
 )
 from benchmarks.synthetic import default_data_dir
 from satrap.schema import Pooling, RowWiseAdagrad, Table, ValueFormat
@@ -94,6 +96,8 @@ def main(argv: list[str]) -> int:
     """Runs the cases, prints JSON lines, the headline last."""
     options = _parse(argv)
     sizes = SMOKE if options.smoke else FULL
+    if options.rows:
+        sizes = replace(sizes, rows=options.rows)
     fbgemm = options.fbgemm_python if python_has(options.fbgemm_python, "fbgemm_gpu") else None
     emit(benchmark="store", sizes=_fields(sizes), machine=describe(), fbgemm=fbgemm is not None)
     work = make_work(sizes)
@@ -101,6 +105,7 @@ def main(argv: list[str]) -> int:
     for dim in options.dims:
         for form in options.formats:
             for threads in options.threads:
+                wait_until_quiet(options.wait_quiet_s)
                 line = run_case(Case(dim, form, threads), sizes, work, options.data_dir, fbgemm)
                 emit(**line)
                 results.append(line)
@@ -119,6 +124,8 @@ def _parse(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--dims", type=_numbers, default=[16, 64, 128])
     parser.add_argument("--formats", type=lambda s: s.split(","), default=["fp32", "fp16"])
     parser.add_argument("--threads", type=_numbers, default=[1, 2])
+    parser.add_argument("--rows", type=int, default=None, help="rows of the table, other than 10 million")
+    parser.add_argument("--wait-quiet-s", type=float, default=0.0, help="wait so long for others to be quiet")
     parser.add_argument("--fbgemm-python", default=THIS_PYTHON, help="an interpreter that has fbgemm-gpu-cpu")
     parser.add_argument("--data-dir", type=Path, default=default_data_dir(), help="where compiled kernels are kept")
     return parser.parse_args(argv)
@@ -205,6 +212,12 @@ def _operations(
         for ids in batches:
             store.push_many({"t": ids}, {"t": gradient}, distinct=True)
 
+    hints = [store.pull_many({"t": ids}, create=True)[2] for ids in batches]
+
+    def push_hinted() -> None:
+        for ids, hint in zip(batches, hints, strict=True):
+            store.push_many({"t": ids}, {"t": gradient}, hints=hint, distinct=True)
+
     lookup: Sides = {"satrap": pull, "raw": raw_side(limits.GATHER, distances["gather"])}
     weight = torch.from_numpy(raw.values)
     row_batches = list(torch.from_numpy(work.rows))
@@ -220,11 +233,15 @@ def _operations(
         lookup["fbgemm"] = lambda: worker.run("lookup")
     yield "lookup", lookup
     raw.dense[:] = gradient
-    yield "update", {
-        "satrap": push,
-        "raw": raw_side(limits.ADD_CONSTANT, distances["add_constant"]),
-        "raw_gradient": raw_side(limits.ADD_GRADIENT, distances["add_gradient"]),
-    }
+    yield (
+        "update",
+        {
+            "satrap": push,
+            "satrap_hinted": push_hinted,
+            "raw": raw_side(limits.ADD_CONSTANT, distances["add_constant"]),
+            "raw_gradient": raw_side(limits.ADD_GRADIENT, distances["add_gradient"]),
+        },
+    )
     step: Sides = {"satrap": lambda: _steps(store, batches, gradient)}
     if worker:
         step["fbgemm"] = lambda: worker.run("step")
@@ -236,17 +253,18 @@ def _steps(store: Store, batches: list[NDArray[np.uint64]], gradient: NDArray[np
     for ids in batches:
         ticket = store.ticket([TicketFeature("t", ids, None, None, Pooling.SUM)], ids.size)
         unique = ticket.unique()
-        rows, versions = store.pull_many(unique, create=True)
+        rows, versions, hints = store.pull_many(unique, create=True)
         store.pool(ticket, rows, pooled)
-        store.push_many(unique, store.unpool(ticket, gradient), versions, distinct=True)
+        store.push_many(unique, store.unpool(ticket, gradient), versions, hints, distinct=True)
 
 
 def summarize(sides: dict[str, Side], count: int) -> dict[str, Any]:
     """Million rows a second of every side, and satrap's speed relative to each (above 1: satrap is faster)."""
-    ours = sides["satrap"]
+    ours = {n: s for n, s in sides.items() if n.startswith("satrap")}
+    others = {n: s for n, s in sides.items() if n not in ours}
     return {
         **{f"{n}_mrows_per_s": count / s.median_s / 1e6 for n, s in sides.items()},
-        **{f"satrap_vs_{n}": ratio(ours.seconds, s.seconds) for n, s in sides.items() if n != "satrap"},
+        **{f"{n}_vs_{m}": ratio(s.seconds, o.seconds) for n, s in ours.items() for m, o in others.items()},
         "other_cores": max(s.other_cores for s in sides.values()),
         "steal_cores": max(s.steal_cores for s in sides.values()),
         "noisy_rounds": sum(s.noisy_rounds for s in sides.values()),
@@ -273,7 +291,9 @@ class Worker:
         while line and not line.startswith("{"):
             line = self._process.stdout.readline()
         if not line:
-            raise RuntimeError("the FBGEMM worker ended; run it by hand to see why: python -m benchmarks.peers.fbgemm_side")
+            raise RuntimeError(
+                "the FBGEMM worker ended; run it by hand to see why: python -m benchmarks.peers.fbgemm_side"
+            )
         answer: dict[str, Any] = json.loads(line)
         return answer
 
@@ -293,7 +313,8 @@ def _fbgemm(python: str, case: Case, sizes: Sizes, work: Work) -> Iterator[Worke
         try:
             yield Worker(process)
         finally:
-            assert process.stdin is not None and process.stdout is not None
+            assert process.stdin is not None
+            assert process.stdout is not None
             process.stdin.close()
             process.wait(timeout=60)
             process.stdout.close()
@@ -316,6 +337,7 @@ def headline(results: list[dict[str, Any]], memories: list[dict[str, Any]]) -> d
         "lookup_vs_raw_gather_dim_16": worst("lookup", "satrap_vs_raw", {16}),
         "update_vs_raw_read_modify_write": worst("update", "satrap_vs_raw", {16, 64, 128}),
         "update_vs_raw_with_gradient": worst("update", "satrap_vs_raw_gradient", {16, 64, 128}),
+        "update_hinted_vs_raw_read_modify_write": worst("update", "satrap_hinted_vs_raw", {16, 64, 128}),
         "overhead_bytes_per_row_max": max((m["overhead_bytes_per_row_max"] for m in memories), default=None),
         "noisy_rounds": sum(r[o]["noisy_rounds"] for r in results for o in ("lookup", "update", "step")),
         "commit": describe()["commit"],

@@ -1,4 +1,4 @@
-"""Memory of one table, measured as the resident set of this process: `python -m benchmarks.store_memory DIM FORMAT ROWS`.
+"""Memory of one table, as the resident set of this process: `python -m benchmarks.store_memory DIM FORMAT ROWS`.
 
 Rows are made by training pulls of random ids, as a run makes them. From half the rows on, at twenty points of the
 growth, the overhead is what the resident set has grown by beyond values and optimizer state, so the index at every
@@ -7,6 +7,7 @@ fill, the headers, the slack of blocks and the allocator's own waste are all in 
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import gc
 import statistics
@@ -56,10 +57,8 @@ def main(argv: list[str]) -> int:
 def _settled_mib() -> float:
     """Resident memory after the allocator has given back what it can: freed batches are not the table's."""
     gc.collect()
-    try:
+    with contextlib.suppress(OSError):  # another libc has no such call, and gives back what it likes
         ctypes.CDLL("libc.so.6").malloc_trim(0)
-    except OSError:
-        pass
     return rss_mib()
 
 

@@ -1,4 +1,4 @@
-"""Synthetic clicks in the shape of Criteo's: 26 single-valued features, 13 numbers, one label, and the true probability.
+"""Synthetic clicks in the shape of Criteo's: 26 single-valued features, 13 numbers, a label, the true probability.
 
 Ranks of each feature are zipf-distributed over its vocabulary; every id and every number has a hidden weight, the
 label is drawn from the logistic function of their sum. So the best reachable AUC is known (the Bayes AUC), and a
@@ -63,9 +63,7 @@ class Clicks:
         rng = np.random.default_rng(seed)
         self.seed = seed
         self.vocabularies = tuple(max(2, v // divide) for v in VOCABULARIES)
-        self._id_weights = [
-            (rng.standard_normal(v) * ID_WEIGHT_STD).astype(np.float32) for v in self.vocabularies
-        ]
+        self._id_weights = [(rng.standard_normal(v) * ID_WEIGHT_STD).astype(np.float32) for v in self.vocabularies]
         self._number_weights = (rng.standard_normal(NUMBERS) * NUMBER_WEIGHT_STD).astype(np.float32)
 
     def ids(self, feature: int, ranks: NDArray[np.int64]) -> NDArray[np.uint64]:

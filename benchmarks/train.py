@@ -26,7 +26,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from benchmarks.harness import QUIET_CORES, THIS_PYTHON, describe, emit, python_has, result_hash, run_json
+from benchmarks.harness import (
+    QUIET_CORES,
+    THIS_PYTHON,
+    describe,
+    emit,
+    python_has,
+    result_hash,
+    run_json,
+    wait_until_quiet,
+)
 from benchmarks.synthetic import Dataset, Sizes, default_data_dir, ensure
 
 PROGRAMS = {"satrap": "satrap_side", "torchrec": "peers.torchrec_side", "torch": "peers.torch_side"}
@@ -119,6 +128,7 @@ def _parse(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--only", type=lambda s: s.split(","), default=groups)
     parser.add_argument("--rounds", type=int, default=None, help="default 3, with --smoke 1")
     parser.add_argument("--repeats", type=int, default=2, help="how often a noisy run is repeated, at most")
+    parser.add_argument("--wait-quiet-s", type=float, default=0.0, help="wait so long for others to be quiet")
     parser.add_argument("--torchrec-python", default=THIS_PYTHON, help="an interpreter that has torchrec")
     parser.add_argument("--data-dir", type=Path, default=default_data_dir())
     options = parser.parse_args(argv)
@@ -171,6 +181,7 @@ def _quietest(entry: Entry, data: Dataset, options: argparse.Namespace, shape: S
     """The entry's run with the quietest machine, of at most 1 + repeats."""
     found: list[dict[str, Any]] = []
     for _ in range(1 + options.repeats):
+        wait_until_quiet(options.wait_quiet_s)
         found.append(run_entry(entry, data, options.torchrec_python, shape))
         if _noise(found[-1]) <= QUIET_CORES:
             break

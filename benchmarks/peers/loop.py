@@ -37,9 +37,7 @@ class Deep(nn.Module):
         super().__init__()
         self.bottom = nn.Sequential(nn.Linear(NUMBERS, 64), nn.ReLU()) if bottom else nn.Identity()
         width = features * DIM + (64 if bottom else NUMBERS)
-        self.top = nn.Sequential(
-            nn.Linear(width, 256), nn.ReLU(), nn.Linear(256, 64), nn.ReLU(), nn.Linear(64, 1)
-        )
+        self.top = nn.Sequential(nn.Linear(width, 256), nn.ReLU(), nn.Linear(256, 64), nn.ReLU(), nn.Linear(64, 1))
 
     def forward(self, numbers: Tensor, embeddings: Tensor) -> Tensor:
         """numbers [B, 13], embeddings [B, F D] → logits [B]"""
@@ -60,7 +58,7 @@ class Sum(nn.Module):
 
 
 def network(name: str, features: int) -> nn.Module:
-    """"deep" (13→64, 480-256-64-1), "flat" (429-256-64-1) or "sum"."""
+    """ "deep" (13→64, 480-256-64-1), "flat" (429-256-64-1) or "sum"."""
     return Sum() if name == "sum" else Deep(features, bottom=name == "deep")
 
 

@@ -120,7 +120,9 @@ def _sharded(sizes: list[int], keys: list[str], options: Any) -> DistributedMode
         batch_size=options.batch,
     )
     sharders = [EmbeddingBagCollectionSharder()]
-    return DistributedModelParallel(net, device=torch.device("cpu"), plan=planner.plan(net, sharders), sharders=sharders)
+    return DistributedModelParallel(
+        net, device=torch.device("cpu"), plan=planner.plan(net, sharders), sharders=sharders
+    )
 
 
 def _single_process_group() -> None:
