@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from satrap.data import Reader, measure
 from satrap.data.measure import Moments
 from satrap.errors import DataError
-from satrap.schema import Categorical, Job, Numeric
+from satrap.schema import DLRM, Categorical, DeepFM, Job, Numeric
 
 
 def measured(path: Path, *features: Numeric, **data: Any) -> tuple[Numeric, ...]:
@@ -100,3 +100,12 @@ def test_only_the_columns_measured_are_read(tmp_path: Path) -> None:
     job = job_of(Categorical(name="absent"), Numeric(name="x", scale="standard"), data={"train": (str(path),)})
     expected = msgspec.structs.replace(job.features[1], mean=2.0, std=1.0)
     assert measure(job).features == (job.features[0], expected)
+
+
+@pytest.mark.parametrize("model", [DLRM(), DeepFM()])
+def test_jobs_whose_model_needs_embeddings_are_measured(tmp_path: Path, model: DLRM | DeepFM) -> None:
+    # Measuring reads through a job of the numbers alone, which such a model refused: it has no embeddings.
+    path = write(tmp_path / "a.parquet", {"x": [1.0, 3.0], "u": [1, 2], "y": [0, 1]})
+    job = job_of(Categorical(name="u"), Numeric(name="x", scale="standard"), data={"train": (str(path),)})
+    found = measure(msgspec.structs.replace(job, model=model)).numeric_features[0]
+    assert (found.mean, found.std) == (2.0, 1.0)

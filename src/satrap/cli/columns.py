@@ -8,10 +8,8 @@ from pathlib import Path
 import pyarrow as pa
 
 from satrap.data.columns import Family, Need, needs_of
-from satrap.data.files import AnyFormat, find_files
-from satrap.data.parquet import ParquetSource
-from satrap.data.source import READ_ROWS, Order, Source
-from satrap.data.text import TextSource
+from satrap.data.files import AnyFormat, File
+from satrap.data.opening import open_source
 from satrap.schema import Job
 
 
@@ -26,8 +24,12 @@ def check_columns(job: Job) -> dict[str, int | None]:
     for part, paths in parts.items():
         if isinstance(paths, tuple) and paths:
             absent = all("://" not in p and not any(c in p for c in "*?[") and not Path(p).exists() for p in paths)
-            checked[part] = None if absent else len(_open(paths, needs_of(job, labels=True), job.data.format).files)
+            checked[part] = None if absent else len(_files(job, paths))
     return checked
+
+
+def _files(job: Job, paths: Sequence[str]) -> list[File]:
+    return open_source(paths, needs_of(job, labels=True), format=job.data.format).files
 
 
 def carried(paths: Sequence[str], names: list[str], format: AnyFormat) -> Iterator[pa.RecordBatch]:
@@ -37,11 +39,5 @@ def carried(paths: Sequence[str], names: list[str], format: AnyFormat) -> Iterat
     """
     either = frozenset({False, True})
     needs = tuple(Need(name, "--keep", frozenset(Family), either, "") for name in names)
-    source = _open(paths, needs, format)
+    source = open_source(paths, needs, format=format)
     return (piece.columns.select(names) for piece in source.pieces(0, 0))
-
-
-def _open(paths: Sequence[str], needs: tuple[Need, ...], format: AnyFormat) -> Source:
-    files = find_files(paths, format)
-    order = Order(seed=0, shuffle=False, window_rows=READ_ROWS)
-    return (ParquetSource if files[0].format == "parquet" else TextSource)(files, needs, order)

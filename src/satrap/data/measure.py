@@ -18,7 +18,7 @@ from satrap.data.order import held_out
 from satrap.data.source import Piece
 from satrap.data.stages import in_background
 from satrap.errors import DataError
-from satrap.schema import Job, Numeric
+from satrap.schema import MLP, Job, Numeric
 
 
 @dataclass(slots=True)
@@ -67,7 +67,8 @@ def measure(job: Job, *, filesystem: Any = None) -> Job:
     wanted = [f for f in job.numeric_features if f.scale == "standard" and f.mean is None]
     if not wanted:
         return job
-    part = msgspec.structs.replace(job, features=tuple(wanted), tables=())
+    # A model of its own as well: one that needs embeddings would refuse a job without them.
+    part = msgspec.structs.replace(job, features=tuple(wanted), tables=(), model=MLP())
     source = open_source(job.data.train, needs_of(part, labels=False), format=job.data.format, filesystem=filesystem)
     moments = {f.name: Moments() for f in wanted}
     for values in in_background(lambda: source.pieces(0, 0), lambda p: _values(p, job, wanted), name="satrap-measure"):
