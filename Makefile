@@ -10,7 +10,6 @@
 PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
-NATIVE := build/native-tests
 # When one of these changes, the package is built and installed again.
 PACKAGE := pyproject.toml README.md CMakeLists.txt \
            $(shell find src native -type f ! -name '*.so' ! -name '*.pyc' ! -path 'native/tests/*')
@@ -39,11 +38,9 @@ lint: $(VENV)/installed-dev
 	$(BIN)/lint-imports
 	$(BIN)/clang-format --dry-run -Werror $(CXX)
 
+# Twice: as shipped, and with the address and undefined-behaviour sanitizers.
 native-test: $(VENV)/installed-dev
-	$(BIN)/cmake -S . -B $(NATIVE) -G Ninja -DCMAKE_MAKE_PROGRAM=$(abspath $(BIN)/ninja) \
-	  -DCMAKE_BUILD_TYPE=Release -DSATRAP_NATIVE_TESTS=ON -DSATRAP_SANITIZE=ON
-	$(BIN)/cmake --build $(NATIVE)
-	$(BIN)/ctest --test-dir $(NATIVE) --output-on-failure
+	PATH="$(abspath $(BIN)):$$PATH" native/tests/run.sh plain sanitize
 
 # The doctests are those of the installed modules, so `satrap` here is the package, not the folder.
 pytest: $(VENV)/installed-dev
