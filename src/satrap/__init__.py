@@ -10,7 +10,11 @@ The names below are loaded on first use, so that `import satrap` (and `satrap --
 from __future__ import annotations
 
 import os
+import sys
 from importlib import import_module
+
+_TORCH_SPINS = "torch" in sys.modules and "OMP_WAIT_POLICY" not in os.environ
+"""Too late to set it below: torch has read it already. `Trainer` says so."""
 
 # Lookups and pushes run beside torch's compute threads, which by default spin while they wait for each other and so
 # take the cores from the rest: on two cores training was four times slower. Read once, when torch is first imported.

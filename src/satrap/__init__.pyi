@@ -49,6 +49,7 @@ from satrap.schema import (
 from satrap.train import Evaluation, Result, Trainer
 
 __version__: str
+_TORCH_SPINS: bool
 
 __all__ = [
     "DLRM",

@@ -15,9 +15,9 @@ import pytest
 from samples import click_job
 
 from satrap import checkpoint
-from satrap.errors import DataError, JobError, TrainingError
+from satrap.errors import CheckpointError, DataError, JobError, TrainingError
 from satrap.observe.runlog import read_metrics
-from satrap.schema import Checkpointing, EarlyStopping, Schedule
+from satrap.schema import Checkpointing, EarlyStopping, Schedule, override
 from satrap.train import Trainer
 
 EVERY = {"eval_every_steps": 10, "log_every_steps": 3, "epochs": 2, "schedule": Schedule(kind="cosine", warmup_steps=5)}
@@ -54,7 +54,7 @@ def test_resume_from_any_checkpoint_equals_the_uninterrupted_run(tmp_path, stale
         tmp_path, staleness=staleness, sync_warmup_steps=4, checkpoint=Checkpointing(every_steps=7, keep=99), **EVERY
     )
     whole, expected = fit(job, tmp_path / "whole")
-    assert whole.steps == 2 * -(-whole.samples // 2 // 32) == 32
+    assert whole.steps == 2 * -(-(whole.samples // 2) // 32) > 28
     for step in (7, 14, 21, 28):
         copy_up_to(tmp_path / "whole", tmp_path / f"from{step}", step)
         resumed, digest = fit(job, tmp_path / f"from{step}", resume=True)
@@ -126,7 +126,7 @@ def test_ctrl_c_saves_a_checkpoint_from_which_training_goes_on_at_the_exact_row(
     done = run_with_ctrl_c(tmp_path, tmp_path / "stopped", 11, "dict(epochs=2)", staleness)
     assert (done.returncode, done.stdout.split()) == (0, ["interrupted", "12", "step-00000012"]), done.stderr
     resumed, digest = fit(job, tmp_path / "stopped", resume=True)
-    assert (resumed.stopped, resumed.steps) == ("done", 32)
+    assert (resumed.stopped, resumed.epochs) == ("done", 2)
     # In hybrid mode the drain at Ctrl-C is part of the schedule: the run to compare with drains there too.
     changes = {} if staleness == 0 else {"checkpoint": Checkpointing(every_steps=12, keep=9)}
     at_12 = click_job(tmp_path, staleness=staleness, epochs=2, **changes)
@@ -141,7 +141,7 @@ def test_ctrl_c_saves_a_checkpoint_from_which_training_goes_on_at_the_exact_row(
 
 def test_ctrl_c_in_an_evaluation_leaves_it_due_for_the_resumed_run(tmp_path, monkeypatch):
     # The evaluation decides early stopping: skipped for good, a resumed run stops elsewhere.
-    options = {"epochs": 2, "eval_every_steps": 8, "early_stopping": EarlyStopping(patience=9)}
+    options = {"epochs": 2, "eval_every_steps": 6, "early_stopping": EarlyStopping(patience=9)}
     job = click_job(tmp_path, **options)
     whole, expected = fit(job, tmp_path / "whole")
 
@@ -157,7 +157,7 @@ def test_ctrl_c_in_an_evaluation_leaves_it_due_for_the_resumed_run(tmp_path, mon
 
     monkeypatch.setattr(module, "evaluate", interrupted)
     stopped, _ = fit(job, tmp_path / "stopped")
-    assert (stopped.stopped, stopped.steps, stopped.test) == ("interrupted", 16, None)
+    assert (stopped.stopped, stopped.steps, stopped.test) == ("interrupted", 12, None)
     monkeypatch.setattr(module, "evaluate", real)
     resumed, digest = fit(job, tmp_path / "stopped", resume=True)
     assert digest == expected
@@ -238,3 +238,28 @@ def test_a_checkpoint_evaluates_and_predicts_as_the_trainer_that_saved_it(tmp_pa
         loaded.fit()
 
 
+
+
+def test_settings_of_the_optimizer_that_are_changed_for_a_resume_take_effect(tmp_path):
+    # torch's load_state_dict brings the saved betas, eps and weight decay back, over those the user has just changed.
+    for name, change in (("same", []), ("decayed", ["train.optimizer.weight_decay=0.5"])):
+        fit(click_job(tmp_path, max_steps=5), tmp_path / name)
+        job = override(click_job(tmp_path, max_steps=9), change)
+        trainer = Trainer(job, run_dir=tmp_path / name, progress=False, plots=False)
+        trainer.fit(resume=True)
+    assert len({checkpoint.digest(checkpoint.latest(tmp_path / n)) for n in ("same", "decayed")}) == 2
+
+
+def test_resume_with_another_optimizer_is_refused(tmp_path):
+    # Its state would be read as something else, or crash in the first step.
+    fit(click_job(tmp_path, max_steps=5), tmp_path / "run")
+    other = override(click_job(tmp_path, max_steps=9), ["train.optimizer.kind=sgd"])
+    with pytest.raises(CheckpointError, match=r"holds the state of Adam, but train\.optimizer is SGD"):
+        fit(other, tmp_path / "run", resume=True)
+
+
+def test_files_that_are_not_there_leave_no_run_folder_behind(tmp_path):
+    job = override(click_job(tmp_path), [f"data.train=[{tmp_path}/nowhere.parquet]"])
+    with pytest.raises(DataError):
+        fit(job, tmp_path / "run")
+    assert not (tmp_path / "run").exists()

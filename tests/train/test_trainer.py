@@ -75,7 +75,8 @@ def test_fit_learns_saves_and_accounts_for_every_gradient(tmp_path):
 
 
 def test_plots_are_drawn_at_the_end_from_the_log(tmp_path):
-    result = Trainer(click_job(tmp_path, max_steps=4, log_every_steps=1), run_dir=tmp_path / "run", progress=False).fit()
+    job = click_job(tmp_path, max_steps=4, log_every_steps=1)
+    result = Trainer(job, run_dir=tmp_path / "run", progress=False).fit()
     names = {p.name for p in result.plots}
     assert {"loss.png", "roc.png", "calibration.png"} <= names
     assert all(p.stat().st_size > 1000 for p in result.plots)
@@ -188,17 +189,46 @@ def test_keep_leaves_the_newest_checkpoints_and_the_best(tmp_path):
     job = click_job(
         tmp_path, epochs=3, early_stopping=EarlyStopping(patience=9), checkpoint=Checkpointing(every_steps=3, keep=2)
     )
-    fit(job, tmp_path / "run")
+    last = fit(job, tmp_path / "run").steps
     steps = [int(p.name[5:]) for p in checkpoint.checkpoints(tmp_path / "run")]
     best = int(checkpoint.best(tmp_path / "run").name[5:])
-    assert set(steps) == {best, *sorted({best, *range(3, 49, 3), 48})[-2:]}
-    assert steps[-1] == 48
+    assert set(steps) == {best, *sorted({best, *range(3, last, 3), last})[-2:]}
+    assert steps[-1] == last
+
+
+def test_checkpoint_period_that_meets_the_end_of_an_epoch_keeps_its_evaluation(tmp_path):
+    # Saved before it was known that the epoch had ended, the checkpoint knew of no evaluation, and none was the best.
+    job = override(click_job(tmp_path, early_stopping=EarlyStopping()), ["data.shuffle_rows=0"])
+    steps = fit(job, tmp_path / "plain").steps
+    job = override(job, [f"train.checkpoint.every_steps={steps}", "train.epochs=2"])
+    fit(job, tmp_path / "run")
+    first = checkpoint.load(tmp_path / "run" / "checkpoints" / f"step-{steps:08d}")
+    assert (first.extra["run"]["evaluated_at"], first.extra["run"]["epoch"]) == (steps, 1)
+    assert checkpoint.best(tmp_path / "run") is not None
+
+
+def test_unreadable_batch_is_told_after_the_checkpoint_before_it_is_saved(tmp_path, monkeypatch):
+    from satrap.train.sources import Sources
+
+    real = Sources.train
+
+    def broken(self, epoch, start):
+        for n, batch in enumerate(real(self, epoch, start)):
+            if n == 6:
+                raise DataError("row group 9 is damaged")
+            yield batch
+
+    monkeypatch.setattr(Sources, "train", broken)
+    with pytest.raises(DataError, match="row group 9"):
+        fit(click_job(tmp_path, checkpoint=Checkpointing(every_steps=6)), tmp_path / "run")
+    assert checkpoint.latest(tmp_path / "run").name == "step-00000006"
 
 
 def test_loss_that_is_not_finite_stops_with_the_last_good_checkpoint_intact(tmp_path):
     path = click_file(tmp_path / "train.parquet", 400, seed=1, bad_price_at=250)
     click_file(tmp_path / "test.parquet", 50, seed=2)
-    job = override(click_job(tmp_path, checkpoint=Checkpointing(every_steps=1)), ["data.shuffle_rows=0", "data.valid=0"])
+    job = click_job(tmp_path, checkpoint=Checkpointing(every_steps=1))
+    job = override(job, ["data.shuffle_rows=0", "data.valid=0"])
 
     class Steep(nn.Module):
         def __init__(self):

@@ -54,37 +54,45 @@ class Feed:
         self._prepare = prepare
         self._seconds = seconds
         self._ahead: list[Any] = []
-        self.exhausted = False
+        self._error: Exception | None = None
+        self._exhausted = False
 
     def read_ahead(self) -> None:
-        """Reads and prepares the next batch, unless that has been done or the data has ended."""
-        if self._ahead or self.exhausted:
+        """Reads and prepares the next batch, unless that has been done or the data has ended.
+
+        An error waits for `take`, so that what comes before the broken batch, a checkpoint say, is still done.
+        """
+        if self._ahead or self._exhausted or self._error is not None:
             return
-        start = perf_counter()
-        batch = next(self._batches, None)
-        self._seconds.read_wait += perf_counter() - start
-        if batch is None:
-            self.exhausted = True
-            return
-        start = perf_counter()
-        self._ahead.append(batch if self._prepare is None else self._prepare(batch))
-        self._seconds.prepare += perf_counter() - start
+        try:
+            start = perf_counter()
+            batch = next(self._batches, None)
+            read = perf_counter()
+            self._seconds.read_wait += read - start
+            if batch is None:
+                self._exhausted = True
+                return
+            self._ahead.append(batch if self._prepare is None else self._prepare(batch))
+            self._seconds.prepare += perf_counter() - read
+        except Exception as error:
+            self._error = error
 
     def take(self) -> Any | None:
-        """The next batch, prepared; None at the end of the data."""
+        """The next batch, prepared; None at the end of the data. Raises what reading it raised."""
         self.read_ahead()
+        if self._error is not None:
+            raise self._error
         return self._ahead.pop() if self._ahead else None
 
-    @property
     def ended(self) -> bool:
-        """Whether every batch has been taken, as far as has been looked: False where the last one was not yet known
-        to be the last."""
-        return self.exhausted and not self._ahead
+        """Whether every batch has been taken. Reads ahead to know."""
+        self.read_ahead()
+        return self._exhausted and not self._ahead
 
     def close(self) -> None:
         """Stops the reader's threads."""
         self._ahead.clear()
-        self.exhausted = True
+        self._exhausted = True
         close = getattr(self._batches, "close", None)
         if close is not None:
             close()

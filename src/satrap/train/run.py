@@ -75,7 +75,6 @@ class Run:
         """Steps up to the next drain: the next evaluation or checkpoint, the last step, or the end of the epoch."""
         state, train = self.state, self.job.train
         feed, first = self._open_feed(), state.step
-        self.dense.model.train()
         with Leg(
             self.engine,
             feed,
@@ -90,7 +89,7 @@ class Run:
                 if self.interrupts.requested:
                     # Lookups that are ahead are dropped; their batches are read again after a resume.
                     return
-        if feed.ended:
+        if feed.ended():
             self._end_epoch(empty=state.step == first and state.position == Position(state.epoch))
         elif self._is_eval_step():
             state.evaluation_due = True

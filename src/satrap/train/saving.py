@@ -65,10 +65,7 @@ class Checkpoints:
         """
         self._sources.check_fingerprint(loaded.extra["data"])
         restore_model(loaded, self._dense, self._service)
-        if self._dense.optimizer is not None:
-            if loaded.optimizer is None:
-                raise CheckpointError(f"{loaded.path}: it has no optimizer state, so training cannot go on from it")
-            self._dense.optimizer.load_state_dict(loaded.optimizer)
+        restore_optimizer(loaded, self._job, self._dense)
         set_random_state(loaded.rng, self._dense.device)
         state = RunState.from_dict(loaded.extra["run"], step=loaded.step, position=loaded.position)
         if state.best_step == state.step:
@@ -81,6 +78,26 @@ def restore_model(loaded: checkpoint.Loaded, dense: DenseStep, service: Any) -> 
     _check_dense(loaded, dense.model.state_dict())
     loaded.restore_rows(service)
     dense.model.load_state_dict(loaded.dense)
+
+
+def restore_optimizer(loaded: checkpoint.Loaded, job: Job, dense: DenseStep) -> None:
+    """Puts the dense optimizer's state back. Its settings are the job's as it is now, not those it was saved with.
+
+    Raises CheckpointError for the state of another optimizer.
+    """
+    if dense.optimizer is None:
+        return
+    have, saved = type(job.train.optimizer), type(loaded.job.train.optimizer)
+    if loaded.optimizer is None or have is not saved:
+        what = "no optimizer state" if loaded.optimizer is None else f"the state of {saved.__name__}"
+        raise CheckpointError(
+            f"{loaded.path}: it holds {what}, but train.optimizer is {have.__name__}; go on with the optimizer it was "
+            "trained with, or start a new run"
+        )
+    settings = [{k: v for k, v in group.items() if k != "params"} for group in dense.optimizer.param_groups]
+    dense.optimizer.load_state_dict(loaded.optimizer)
+    for group, values in zip(dense.optimizer.param_groups, settings, strict=True):
+        group.update(values)
 
 
 def _check_dense(loaded: checkpoint.Loaded, have: Mapping[str, Tensor]) -> None:

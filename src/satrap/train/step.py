@@ -59,7 +59,7 @@ class DenseStep:
         self._piece = train.micro_batch_size
         self._clip = train.clip_norm
         self._lr = train.optimizer.lr
-        self._forward: Callable[..., Tensor] = torch.compile(model) if train.compile else model
+        self._compiled: Callable[..., Tensor] | None = torch.compile(model) if train.compile else None
 
     def logits(self, numeric: Named, embeddings: Named, size: int) -> Tensor:
         """The model's logits as float32 [B, T]. Raises TrainingError for a model that returns another shape."""
@@ -106,6 +106,20 @@ class DenseStep:
         for group in self.optimizer.param_groups:
             group["lr"] = self._lr * lr_factor
         self.optimizer.step()
+
+    def _forward(self, numeric: Named, embeddings: Named) -> Tensor:
+        if self._compiled is None:
+            out: Tensor = self.model(numeric, embeddings)
+            return out
+        from torch._dynamo.exc import TorchDynamoException
+
+        try:
+            return self._compiled(numeric, embeddings)
+        except TorchDynamoException as e:
+            raise TrainingError(
+                f"train.compile: torch could not compile the network: {str(e).strip().splitlines()[0]}; set "
+                "train.compile=false, or install a C++ compiler if that is what is missing"
+            ) from e
 
     def _autocast(self) -> AbstractContextManager[Any]:
         if not self._bf16:

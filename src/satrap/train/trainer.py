@@ -24,7 +24,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from satrap import checkpoint, models
+from satrap import _TORCH_SPINS, checkpoint, models
 from satrap.data import measure
 from satrap.embedding import EmbeddingEngine, Ledger
 from satrap.errors import JobError, TrainingError
@@ -99,10 +99,15 @@ class Trainer:
         """
         self._claim(resume)
         started = perf_counter()
+        newest = checkpoint.latest(self.run_dir) if resume else None
+        loaded = None if newest is None else checkpoint.load(newest)
+        self.job = _measured(self.job, loaded)
+        # Files that are not there or do not fit are found here, before a run folder is made for nothing.
+        sources = Sources(self.job)
         with ExitStack() as stack:
             report = stack.enter_context(Report(self.job, self.run_dir, self.service, self._progress))
             interrupts = stack.enter_context(Interrupts(report.notify))
-            run = self._open_run(report, interrupts, resume)
+            run = self._open_run(sources, loaded, report, interrupts)
             stopped = run.train()
             result = self._conclude(run, stopped, started)
             report.finished(run.state, result)
@@ -133,22 +138,26 @@ class Trainer:
             )
         self._used = True
 
-    def _open_run(self, report: Report, interrupts: Interrupts, resume: bool) -> Run:
-        """Everything in place for the first step: data, schedules, random state; or as the checkpoint had it."""
-        newest = checkpoint.latest(self.run_dir) if resume else None
-        loaded = None if newest is None else checkpoint.load(newest)
-        self.job = job = _measured(self.job, loaded)
-        self.run_dir.mkdir(parents=True, exist_ok=True)
+    def _open_run(
+        self, sources: Sources, loaded: checkpoint.Loaded | None, report: Report, interrupts: Interrupts
+    ) -> Run:
+        """Everything in place for the first step: schedules, random state, counters; or as the checkpoint had it."""
+        job = self.job
         save_job(job, self.run_dir / "job.yaml")
-        sources = Sources(job)
         checkpoints = Checkpoints(self.run_dir, job, self.service, self._dense, sources)
         torch.manual_seed(job.seed)
+        self.model.train()
         state = RunState()
         if loaded is not None:
             state, reported = checkpoints.restore(loaded)
             report.restore(reported)
         rate = LearningRate.plan(job.train.schedule, sources.steps_total)
         report.started(state, sources.steps_total, sources.samples_total)
+        if _TORCH_SPINS and torch.get_num_threads() > 1:
+            report.notify(
+                "torch was imported before satrap, so its threads spin while they wait and take time from the others: "
+                "import satrap first, or set OMP_WAIT_POLICY=PASSIVE"
+            )
         return Run(
             job=job,
             engine=self.engine,
