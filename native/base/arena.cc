@@ -64,13 +64,13 @@ void BlockList::reserve(size_t n) {
   size_t per_block = mask_ + 1;
   if (capacity_ < per_block) {
     // The first block comes from the heap while it is small: tables of a few rows must stay small.
+    if (blocks_.empty()) blocks_.push_back(nullptr);  // may throw, so before there is a block to lose
     size_t want = std::min(per_block, std::bit_ceil(std::max<size_t>(n, 4)));
     char* grown =
         want == per_block
             ? arena_->allocate(block_bytes())
             : static_cast<char*>(std::aligned_alloc(64, (want * element_bytes_ + 63) & ~size_t{63}));
     if (grown == nullptr) throw std::bad_alloc();
-    if (blocks_.empty()) blocks_.push_back(nullptr);
     if (blocks_[0] != nullptr) {
       std::memcpy(grown, blocks_[0], capacity_ * element_bytes_);
       std::free(blocks_[0]);

@@ -257,6 +257,13 @@ NB_MODULE(_native, m) {
              for (size_t i = 0; i < ids.shape(0); ++i) erased += t.erase(ids.data()[i]);
              return erased;
            })
+      .def("reserve_rows",
+           [](Store& s, uint32_t table, uint64_t rows) {
+             need(table < s.tables(), "no such table");
+             nb::gil_scoped_release release;
+             std::unique_lock lock(s.table(table).mutex());
+             s.table(table).reserve_rows(rows);
+           })
       .def("clear",
            [](Store& s) {
              nb::gil_scoped_release release;
@@ -314,7 +321,8 @@ NB_MODULE(_native, m) {
         nb::gil_scoped_release release;
         std::unique_lock lock(t.mutex());
         for (size_t i = 0; i < n; ++i) {
-          char* row = t.find_or_create(ids.data()[i]);
+          bool inserted;
+          char* row = t.find_or_insert(ids.data()[i], &inserted);
           row[0] = 0;
           std::memcpy(row + RowLayout::kHeader, values.data() + i * value_bytes, value_bytes);
           std::memcpy(row + l.state_offset(), state.data() + i * l.state_floats, 4 * size_t{l.state_floats});

@@ -104,9 +104,14 @@ void Store::pull(const std::vector<PullItem>& items, bool create) {
     for (size_t s : of_item[group.item]) {
       for (size_t k = 0; k < missing[s].size(); ++k) {
         constexpr size_t kAhead = 8;
-        if (k + kAhead < missing[s].size()) table.prefetch(item.ids[missing[s][k + kAhead]]);
+        // Not even a look at the index of other groups' partitions: their threads may be moving it.
+        auto own = [&](uint64_t id) {
+          return group.parts == 1 || table.partition_of(id) % group.parts == group.part;
+        };
+        if (k + kAhead < missing[s].size() && own(item.ids[missing[s][k + kAhead]]))
+          table.prefetch(item.ids[missing[s][k + kAhead]]);
         const uint32_t i = missing[s][k];
-        if (group.parts > 1 && table.partition_of(item.ids[i]) % group.parts != group.part) continue;
+        if (!own(item.ids[i])) continue;
         const char* row = table.find_or_create(item.ids[i], &item.hints[i]);
         kernels().decode(spec.format, row + RowLayout::kHeader, item.values + size_t{i} * spec.dim, spec.dim);
         if (item.versions != nullptr) item.versions[i] = static_cast<uint8_t>(row[0]);

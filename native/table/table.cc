@@ -78,12 +78,30 @@ char* Table::find(uint64_t id) const {
   return find_row(view(), views_[partition_of(id)], h);
 }
 
-char* Table::find_or_create(uint64_t id, uint32_t* number_out) {
+char* Table::find_or_create(uint64_t id, uint32_t* number) {
+  bool inserted;
+  char* row = find_or_insert(id, &inserted, number);
+  if (!inserted) return row;
+  char* values = row + RowLayout::kHeader;
+  auto* state = reinterpret_cast<float*>(row + layout_.state_offset());
+  if (spec_.format == ValueFormat::kFp32) {
+    kernels().initialize(spec_, id, reinterpret_cast<float*>(values), state);
+  } else {
+    float first[kMaxDim];
+    kernels().initialize(spec_, id, first, state);
+    kernels().encode(spec_.format, first, values, layout_.dim);
+  }
+  return row;
+}
+
+char* Table::find_or_insert(uint64_t id, bool* inserted, uint32_t* number_out) {
   const uint64_t h = mix(id);
   const uint32_t part = partition_of(id);
+  *inserted = false;
   if (char* row = find_row(view(), views_[part], h, number_out)) return row;
   Partition& p = parts_[part];
-  if (p.count >= index_limit(p.chunks)) grow_index(part);
+  if (p.count >= index_limit(p.chunks))
+    grow_index(part, p.chunks + std::max(1u, p.chunks / (p.chunks < kSmallIndex ? 2 : 4)));
   uint32_t number;
   if (!p.free_rows.empty()) {
     number = p.free_rows.back();
@@ -100,17 +118,20 @@ char* Table::find_or_create(uint64_t id, uint32_t* number_out) {
   char* row = row_at(view(), views_[part], number);
   const uint64_t header = h & ~uint64_t{0xFF};  // version 0
   std::memcpy(row, &header, 8);
-  char* values = row + RowLayout::kHeader;
-  auto* state = reinterpret_cast<float*>(row + layout_.state_offset());
-  if (spec_.format == ValueFormat::kFp32) {
-    kernels().initialize(spec_, id, reinterpret_cast<float*>(values), state);
-  } else {
-    float first[kMaxDim];
-    kernels().initialize(spec_, id, first, state);
-    kernels().encode(spec_.format, first, values, layout_.dim);
-  }
   if (number_out != nullptr) *number_out = number;
+  *inserted = true;
   return row;
+}
+
+void Table::reserve_rows(uint64_t rows) {
+  // Partitions hold about the same share; two in a hundred more leaves room for chance, and growth for the
+  // rest.
+  const uint64_t share = rows / parts_.size() + rows / parts_.size() / 50 + 16;
+  const uint64_t chunks = share * 8 / (7 * Chunk::kSlots) + 1;
+  if (chunks > kMaxRows / Chunk::kSlots)
+    throw std::length_error("a partition would be full (2^32 rows); use more partitions");
+  for (uint32_t p = 0; p < partitions(); ++p)
+    if (chunks > parts_[p].chunks) grow_index(p, static_cast<uint32_t>(chunks));
 }
 
 // Enters a row number under h; there is room (the index is below its limit).
@@ -156,9 +177,8 @@ void Table::collect(uint32_t partition, std::vector<Entry>* out) const {
   }
 }
 
-void Table::grow_index(uint32_t partition) {
+void Table::grow_index(uint32_t partition, uint32_t chunks) {
   Partition& p = parts_[partition];
-  const uint32_t chunks = p.chunks + std::max(1u, p.chunks / (p.chunks < kSmallIndex ? 2 : 4));
   std::vector<Entry> entries;
   if (p.chunks != 0) collect(partition, &entries);
   reserve(partition, &p.chunk_list, chunks);

@@ -32,6 +32,11 @@ class Table {
   // The row of an id, made from the initializer if it is not there. Different partitions may be used from
   // different threads at once. `created`, if given, says which.
   char* find_or_create(uint64_t id, uint32_t* number = nullptr);
+  // The same with the values and state of a new row left as they are, for the caller to fill.
+  char* find_or_insert(uint64_t id, bool* inserted, uint32_t* number = nullptr);
+  // Makes the index large enough for this many rows in all. Rows that come in the order of the mixed id need
+  // it: they would fill a growing index from its one end, each probing past those before it.
+  void reserve_rows(uint64_t rows);
   char* find(uint64_t id) const;
   // Asks for the index of an id that will soon be looked for.
   void prefetch(uint64_t id) const;
@@ -69,7 +74,7 @@ class Table {
   void publish(uint32_t partition);
   void reserve(uint32_t partition, BlockList* list, size_t n);
   void collect(uint32_t partition, std::vector<Entry>* out) const;
-  void grow_index(uint32_t partition);
+  void grow_index(uint32_t partition, uint32_t chunks);
   void link(uint32_t partition, uint64_t h, uint32_t row);
 
   TableSpec spec_;

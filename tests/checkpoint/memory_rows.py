@@ -74,6 +74,9 @@ class MemoryRows:
         for i, v, s in zip(block.ids.tolist(), block.values, block.state, strict=True):
             self.rows[table][i] = v.tobytes(), s.tobytes()
 
+    def reserve_rows(self, table: str, rows: int) -> None:
+        """A dict needs no room made for it."""
+
     def clear(self) -> None:
         for rows in self.rows.values():
             rows.clear()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import math
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
@@ -12,8 +11,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
 from torch import Tensor
 
 from satrap.checkpoint import manifest, tensors
@@ -71,7 +68,9 @@ class Loaded:
             _each_file(self, threads, lambda section, block: None)
         service.clear()
         try:
-            _each_file(self, threads, lambda section, block: import_spread(service, section.name, block))
+            for table in self.manifest.tables:
+                service.reserve_rows(table.spec.name, table.rows)
+            _each_file(self, threads, lambda section, block: service.import_rows(section.name, block))
             stats = service.stats()
             for table in self.manifest.tables:
                 if (have := stats[table.spec.name].rows) != table.rows:
@@ -218,31 +217,6 @@ def open_rows(directory: Path, name: str, content: Manifest, files: Files, *, wh
         )
 
 
-SLICE_ROWS = 16_384
-
-
-def spread(count: int) -> NDArray[np.int64]:
-    """The numbers 0 … count - 1 such that those at the front lie evenly among all, as do those that follow.
-
-    >>> spread(8).tolist()
-    [0, 5, 2, 7, 4, 1, 6, 3]
-    """
-    step = max(1, round(count * 0.6180339887498949))  # steps of the golden section leave the most even gaps
-    while math.gcd(step, count) > 1:
-        step += 1
-    return np.arange(count, dtype=np.int64) * step % max(1, count)
-
-
-def import_spread(service: RowStorage, table: str, block: RowBlock) -> None:
-    """Imports rows out of their order. In the order of their hash they would fill a hash index that grows as they come
-    from its one end, each row probing past all before it: time and probe lengths go with the square of the rows.
-    """
-    order = spread(len(block.ids))
-    for start in range(0, len(order), SLICE_ROWS):
-        rows = order[start : start + SLICE_ROWS]
-        service.import_rows(table, RowBlock(block.ids[rows], block.values[rows], block.state[rows]))
-
-
 def expect(content: Manifest) -> Callable[[Section], bool]:
     """A check of each section against the manifest, before memory is taken for its rows."""
     tables = {t.spec.name: t for t in content.tables}
@@ -283,7 +257,7 @@ def _each_file(loaded: Loaded, threads: int, take: Callable[[Section, RowBlock],
                     raise
                 raise CheckpointError(f"{loaded.path / name}: {e}") from e
 
-    parallel(one, spread(len(names)).tolist(), threads)
+    parallel(one, list(range(len(names))), threads)
     for table in loaded.manifest.tables:
         if rows[table.spec.name] != table.rows:
             raise CheckpointError(

@@ -84,6 +84,10 @@ class LocalService:
         """See `RowStorage.export_rows`."""
         return RowBlock(*self.store.export_rows(table, partition))
 
+    def reserve_rows(self, table: str, rows: int) -> None:
+        """See `RowStorage.reserve_rows`."""
+        self.store.reserve_rows(table, rows)
+
     def import_rows(self, table: str, block: RowBlock) -> None:
         """See `RowStorage.import_rows`."""
         self.store.import_rows(table, block.ids, block.values, block.state)

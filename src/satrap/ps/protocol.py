@@ -140,6 +140,10 @@ class RowStorage(Protocol):
         """A copy of all rows of one partition; [0, D] and [0, K] where it has none. Raises StoreError for an unknown
         table or a partition outside 0 … P-1."""
 
+    def reserve_rows(self, table: str, rows: int) -> None:
+        """Makes room for this many rows of a table in all. Ask for it before importing rows in their exported order:
+        they fill a hash index that grows as they come from its one end, in time that goes with their square."""
+
     def import_rows(self, table: str, block: RowBlock) -> None:
         """Adds rows, wherever in this service they belong: the block may come from a service with another P, in any
         order. A row that is already there is replaced. Raises StoreError for an unknown table or a block of another

@@ -276,6 +276,11 @@ class Store:
         _need_array(ids, np.uint64, 1, f"ids of table '{table}'")
         return self._native.erase(self.index(table), ids)
 
+    def reserve_rows(self, table: str, rows: int) -> None:
+        """Makes the index of a table large enough for `rows` rows in all, before many are imported."""
+        i = self.index(table)
+        self._call(lambda: self._native.reserve_rows(i, rows))
+
     def clear(self) -> None:
         """Removes every row of every table. Memory is kept for new ones."""
         self._native.clear()
