@@ -32,6 +32,7 @@ from satrap.observe import cores_available
 from satrap.observe.plots import plots as draw_plots
 from satrap.ps import LocalService
 from satrap.schema import Job, save_job
+from satrap.train.cores import compute_threads
 from satrap.train.evaluation import evaluate, predict
 from satrap.train.interrupt import Interrupts
 from satrap.train.reporting import Report
@@ -66,7 +67,7 @@ class Trainer:
         self.job = job
         self.run_dir = Path(run_dir) if run_dir is not None else _fresh_run_dir(job)
         self.device = device_of(job.train.device)
-        torch.set_num_threads(job.train.threads or cores_available())
+        compute_threads(job.train.threads or cores_available())
         if model is None:
             torch.manual_seed(job.seed)
             model = models.build(job)
