@@ -61,10 +61,10 @@ def test_a_finished_run_can_be_made_longer(job: Path, called: Satrap, tmp_path: 
     assert called("inspect", "run", "--digest").out == called("inspect", "whole", "--digest").out
 
 
-def test_resuming_with_other_settings_is_refused(job: Path, called: Satrap) -> None:
+def test_resuming_with_another_model_is_refused(job: Path, called: Satrap) -> None:
     called("train", job, "--run-dir", "run", "train.max_steps=2")
-    outcome = called("train", "--resume", "run", "train.batch_size=7", code=1)
-    assert "train.batch_size: a resumed run keeps the settings it began with" in outcome.err
+    outcome = called("train", "--resume", "run", "model.hidden=[7]", code=1)
+    assert "model.hidden.0: a resumed run keeps its data, features, tables and model" in outcome.err
 
 
 def test_resuming_something_that_is_no_run_is_refused(called: Satrap, tmp_path: Path) -> None:

@@ -10,24 +10,17 @@ from pathlib import Path
 from satrap.cli.failures import UsageError
 from satrap.errors import CheckpointError, JobError, did_you_mean
 from satrap.schema import Job, job_to_dict
+from satrap.schema.strict import item_name, join
 
 _OVERRIDE = re.compile(r"[A-Za-z_][\w-]*(\.[\w -]+)*=")
 
 _PATH = re.compile(r"/|\.(parquet|pq|csv|tsv)(\.\w+)?$")
 
-RESUMABLE = {
-    "train.epochs": "how long it trains",
-    "train.max_steps": "how long it trains",
-    "train.log_every_steps": "what is logged",
-    "train.eval_every_steps": "when it is evaluated",
-    "train.early_stopping": "when it stops",
-    "train.checkpoint": "when checkpoints are saved",
-    "train.device": "where it runs",
-    "train.threads": "where it runs",
-    "store.threads": "where it runs",
-    "data.test": "what the finished model is tested on",
-}
-"""Settings a resumed run may change, because they do not change the model that the steps so far have made."""
+_FIXED = re.compile(
+    r"seed|name|default_dim|model\b.*|features\b.*|store\.partitions|data(?!\.test)\b.*"
+    r"|tables(\.(.*\.)?(name|dim|format|initializer\b.*))?"
+)
+"""Settings that a resumed run keeps: what the model is, and which rows it has seen in which order."""
 
 
 @dataclass(frozen=True)
@@ -74,12 +67,12 @@ def _is_override(word: str) -> bool:
 
 
 def check_resumed_job(before: Job, after: Job) -> None:
-    """Raises JobError when a resumed run changes a setting that the steps so far depend on."""
+    """Raises JobError when a resumed run changes what its model is or which data it has seen."""
     for key in changed_settings(before, after):
-        if not any(key == allowed or key.startswith(allowed + ".") for allowed in RESUMABLE):
+        if _FIXED.fullmatch(key):
             raise JobError(
-                f"{key}: a resumed run keeps the settings it began with, or it would not be the same run; "
-                f"only these can change: {', '.join(RESUMABLE)}. Start a new run to change {key}."
+                f"{key}: a resumed run keeps its data, features, tables and model, or it would not be the same run; "
+                f"start a new run to change it. Settings of train can change, and data.test."
             )
 
 
@@ -97,7 +90,10 @@ def changed_settings(before: Job, after: Job) -> list[str]:
 def _differences(a: object, b: object, where: str) -> Iterable[str]:
     if isinstance(a, dict) and isinstance(b, dict) and a.keys() == b.keys():
         for key in a:
-            yield from _differences(a[key], b[key], f"{where}.{key}" if where else key)
+            yield from _differences(a[key], b[key], join(where, key))
+    elif isinstance(a, list) and isinstance(b, list) and [*map(item_name, a)] == [*map(item_name, b)]:
+        for i, (x, y) in enumerate(zip(a, b, strict=True)):
+            yield from _differences(x, y, join(where, item_name(x, i)))
     elif a != b:
         yield where
 

@@ -52,7 +52,7 @@ def join(where: str, key: object) -> str:
     return f"{where}.{key}" if where else str(key)
 
 
-def item_name(item: Any, index: int) -> str:
+def item_name(item: Any, index: int = 0) -> str:
     """How a list item is named in paths: by its name, a label by its column, anything else by its number."""
     if isinstance(item, dict):
         for key in ("name", "column"):
