@@ -65,7 +65,7 @@ void BlockList::reserve(size_t n) {
   if (capacity_ < per_block) {
     // The first block comes from the heap while it is small: tables of a few rows must stay small.
     if (blocks_.empty()) blocks_.push_back(nullptr);  // may throw, so before there is a block to lose
-    size_t want = std::min(per_block, std::bit_ceil(std::max<size_t>(n, 4)));
+    size_t want = std::min(per_block, std::bit_ceil(n));
     char* grown =
         want == per_block
             ? arena_->allocate(block_bytes())
