@@ -238,8 +238,6 @@ def test_a_checkpoint_evaluates_and_predicts_as_the_trainer_that_saved_it(tmp_pa
         loaded.fit()
 
 
-
-
 def test_settings_of_the_optimizer_that_are_changed_for_a_resume_take_effect(tmp_path):
     # torch's load_state_dict brings the saved betas, eps and weight decay back, over those the user has just changed.
     for name, change in (("same", []), ("decayed", ["train.optimizer.weight_decay=0.5"])):

@@ -286,9 +286,7 @@ def test_two_labels_are_trained_and_measured_by_name(tmp_path):
 
 def test_standard_scaling_is_measured_once_and_kept_in_the_run_and_the_checkpoint(tmp_path):
     job = click_job(tmp_path, max_steps=4)
-    scaled = tuple(
-        msgspec.structs.replace(f, scale="standard") if isinstance(f, Numeric) else f for f in job.features
-    )
+    scaled = tuple(msgspec.structs.replace(f, scale="standard") if isinstance(f, Numeric) else f for f in job.features)
     job = msgspec.structs.replace(job, features=scaled)
     result = fit(job, tmp_path / "run")
     for kept in (load_job(tmp_path / "run" / "job.yaml"), checkpoint.load(result.checkpoint).job):

@@ -194,5 +194,3 @@ class Report:
         self._interval_loss, self._interval_steps = saved["interval_loss"], saved["interval_steps"]
         self._staleness[:] = saved["staleness"]
         self._metrics = [BinaryMetrics.from_dict(m) for m in saved["metrics"]]
-
-

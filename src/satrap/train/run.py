@@ -75,15 +75,18 @@ class Run:
         """Steps up to the next drain: the next evaluation or checkpoint, the last step, or the end of the epoch."""
         state, train = self.state, self.job.train
         feed, first = self._open_feed(), state.step
-        with Leg(
-            self.engine,
-            feed,
-            StalenessSchedule(train.staleness, train.sync_warmup_steps),
-            first=first,
-            steps=self._steps_to_drain(),
-            seconds=self.report.seconds,
-            on_ack=self.report.pushed,
-        ) as leg, self.report.training():
+        with (
+            Leg(
+                self.engine,
+                feed,
+                StalenessSchedule(train.staleness, train.sync_warmup_steps),
+                first=first,
+                steps=self._steps_to_drain(),
+                seconds=self.report.seconds,
+                on_ack=self.report.pushed,
+            ) as leg,
+            self.report.training(),
+        ):
             for lookup in leg:
                 self._step(lookup, leg)
                 if self.interrupts.requested:
