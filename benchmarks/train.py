@@ -43,6 +43,10 @@ HUGE_PAGES = {"THP_MEM_ALLOC_ENABLE": "1"}
 """TorchRec is allowed huge pages, which help it by up to a third; satrap asks for its own."""
 
 
+RUN_FIGURES = ("samples_per_s", "cpu_s_per_million", "test_auc", "other_cores", "steal_cores", "digest")
+"""What the line of a single run tells; the line of its side, after the rounds, tells more."""
+
+
 @dataclass(frozen=True, slots=True)
 class Entry:
     """One side of one group: a program and its options."""
@@ -112,9 +116,17 @@ def main(argv: list[str]) -> int:
     figures = {e: Figures() for e in wanted}
     for r in range(options.rounds):
         for entry in wanted[r % len(wanted) :] + wanted[: r % len(wanted)]:
-            figures[entry].rounds.append(_quietest(entry, data, options, shape))
+            run = _quietest(entry, data, options, shape)
+            figures[entry].rounds.append(run)
+            emit(round=r, group=entry.group, side=entry.name, **{k: run[k] for k in RUN_FIGURES if k in run})
     for entry, found in figures.items():
-        emit(group=entry.group, side=entry.name, options=" ".join(entry.options), **found.summary())
+        emit(
+            median_of=len(found.rounds),
+            group=entry.group,
+            side=entry.name,
+            options=" ".join(entry.options),
+            **found.summary(),
+        )
     emit(**headline(figures, data))
     return 0
 
