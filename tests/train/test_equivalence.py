@@ -42,6 +42,7 @@ from satrap.schema import (
     Uniform,
     ValueFormat,
 )
+from satrap.train import Trainer
 from satrap.train.pipeline import Feed, Leg
 from satrap.train.results import StageSeconds
 from satrap.train.schedule import LearningRate, StalenessSchedule
@@ -199,6 +200,41 @@ def jobs(draw):
         micro_batch_size=draw(st.sampled_from([None, 1, 3])),
         clip_norm=draw(st.sampled_from([None, 0.1])),
     )
+
+
+def test_fit_equals_the_plain_reference_step_by_step(tmp_path, monkeypatch):
+    # Everything between the step and the pipeline: the schedule must reach both the tables and the network.
+    features = (Categorical(name="a", table="t"), Numeric(name="x"))
+    schedule = Schedule(kind="linear", warmup_steps=4, end_factor=0.1)
+    job = job_of(features, (table(optimizer=SGD(lr=0.3)),), schedule=schedule, max_steps=9, clip_norm=0.5, threads=1)
+    batches = random_batches(job, [8] * 9, seed=4)
+    monkeypatch.setattr("satrap.train.trainer.Sources", lambda job: FixedSources(batches))
+    service, untouched = LocalService.of(job), LocalService.of(job)
+    plain = ReferenceService(
+        job.resolved_tables(),
+        lambda t, ids: untouched.pull(PullRequest(ids={t.name: ids}, create=False)).values[t.name],
+    )
+    trainer = Trainer(job, service=service, run_dir=tmp_path / "run", progress=False, plots=False)
+    model = copy.deepcopy(trainer.model)
+    assert trainer.fit().steps == 9
+    train_plainly(job, model, batches, plain)
+    for have, want in zip(trainer.model.parameters(), model.parameters(), strict=True):
+        torch.testing.assert_close(have, want, rtol=RTOL, atol=ATOL)
+    for i, want in plain.values("t").items():
+        ids = {"t": np.array([i], np.uint64)}
+        np.testing.assert_allclose(service.pull(PullRequest(ids=ids, create=False)).values["t"][0], want, RTOL, ATOL)
+
+
+class FixedSources:
+    """Batches in place of files."""
+
+    has_valid, fingerprint = False, {}
+
+    def __init__(self, batches):
+        self.batches, self.steps_total, self.samples_total = batches, len(batches), None
+
+    def train(self, epoch, start):
+        return iter(self.batches)
 
 
 @settings(max_examples=60, deadline=None)

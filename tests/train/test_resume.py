@@ -223,6 +223,8 @@ def test_resume_of_a_finished_run_gives_its_result_again(tmp_path):
     first, digest = fit(job, tmp_path / "run")
     again, same = fit(job, tmp_path / "run", resume=True)
     assert (again.test, again.steps, same) == (first.test, first.steps, digest)
+    # Validating again would count against the patience of early stopping.
+    assert sum(r["kind"] == "eval" and r["split"] == "valid" for r in figures(tmp_path / "run")) == 1
 
 
 def test_a_checkpoint_evaluates_and_predicts_as_the_trainer_that_saved_it(tmp_path):

@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import signal
+import threading
 from pathlib import Path
 
 import msgspec
@@ -432,6 +434,17 @@ def test_weight_decay_of_the_dense_optimizer_has_its_effect(tmp_path):
         job = click_job(tmp_path, max_steps=6, optimizer=spec)
         decayed = override(job, ["train.optimizer.weight_decay=0.5"])
         assert digest_of(job, tmp_path / kind) != digest_of(decayed, tmp_path / f"{kind}-decayed")
+
+
+def test_training_in_another_thread_works_and_leaves_the_signals_alone(tmp_path):
+    # Python lets only the main thread set signal handlers; notebooks and servers train in others.
+    results, before = [], signal.getsignal(signal.SIGINT)
+    job = click_job(tmp_path, max_steps=3)
+    thread = threading.Thread(target=lambda: results.append(fit(job, tmp_path / "run")))
+    thread.start()
+    thread.join()
+    assert [r.stopped for r in results] == ["done"]
+    assert signal.getsignal(signal.SIGINT) is before
 
 
 def test_default_run_folder_is_named_after_job_and_time(tmp_path, monkeypatch):

@@ -46,7 +46,26 @@ from satrap.train.step import DenseStep
 
 
 class Trainer:
-    """Trains a job, and evaluates and predicts with the model. One thread at a time."""
+    """Trains a job, and evaluates and predicts with the model. One thread at a time.
+
+    >>> import tempfile, pyarrow, pyarrow.parquet
+    >>> from satrap.schema import Categorical, Data, Label, Train
+    >>> folder = tempfile.mkdtemp()
+    >>> user = [i % 10 for i in range(2000)]
+    >>> rows = pyarrow.table({"user": user, "click": [int(u < 5) for u in user]})
+    >>> pyarrow.parquet.write_table(rows, f"{folder}/clicks.parquet")
+    >>> job = Job(
+    ...     data=Data(train=(f"{folder}/clicks.parquet",), label=(Label(column="click"),)),
+    ...     features=(Categorical(name="user"),),
+    ...     train=Train(batch_size=100, threads=1),
+    ... )
+    >>> trainer = Trainer(job, run_dir=f"{folder}/run", progress=False, plots=False)
+    >>> result = trainer.fit()
+    >>> result.valid.auc, result.rows, result.checkpoint.name
+    (1.0, 10, 'step-00000018')
+    >>> Trainer.from_checkpoint(result.checkpoint).evaluate(f"{folder}/clicks.parquet").auc
+    1.0
+    """
 
     def __init__(
         self,
