@@ -320,7 +320,11 @@ class Store:
                 f"rows of table '{table}' must be values [{ids.size}, {dim}] and state [{ids.size}, {width}], "
                 f"got {list(values.shape)} and {list(state.shape)}"
             )
-        self._call(lambda: self._native.import_rows(i, ids, values.view(np.uint8).reshape(ids.size, -1), state))
+        self._call(
+            lambda: self._native.import_rows(
+                i, ids, values.view(np.uint8).reshape(ids.size, dim * values.itemsize), state
+            )
+        )
 
     def initial_values(self, table: str, row_id: int) -> NDArray[np.float32]:
         """What the row of an id starts as, in fp32: a function of (seed, table name, id) alone."""
