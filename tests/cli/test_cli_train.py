@@ -7,10 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.csv as pacsv
 import pyarrow.parquet as pq
 import pytest
-from cli_command import JOB, Outcome, Satrap, call
+from cli_command import JOB, Outcome, Satrap, call, click_table
 
 from satrap.schema import load_job
 
@@ -167,3 +168,20 @@ def test_a_second_run_into_the_same_folder_is_refused(trained: Trained) -> None:
     # It would mix two runs' checkpoints.
     outcome = call(trained.home, "train", "job.yaml", "--run-dir", "run", code=1)
     assert "already holds the checkpoints of a run" in outcome.err
+
+
+def test_two_labels_have_a_score_column_each(called: Satrap, tmp_path: Path) -> None:
+    table = click_table(600)
+    table = table.append_column("buy", pa.array([u > "u2" for u in table["user"].to_pylist()]))
+    pq.write_table(table, tmp_path / "a.parquet")
+    words = ["--label", "click", "--label", "buy", "train.batch_size=100", "--test", "a.parquet"]
+    called("train", "a.parquet", *words, "--run-dir", "run")
+    assert "buy: AUC" in called("evaluate", "run", "a.parquet").out
+    assert set(json.loads(called("evaluate", "run", "a.parquet", "--json").out)["labels"]) == {"click", "buy"}
+    called("predict", "run", "a.parquet", "--out", "scores.parquet")
+    assert pq.read_table(tmp_path / "scores.parquet").column_names == ["score_click", "score_buy"]
+
+
+def test_a_kept_column_may_not_have_the_name_of_the_score(trained: Trained, clicks: Path) -> None:
+    words = ["predict", "run", clicks / "test.parquet", "--out", "scores.parquet", "--keep", "score"]
+    assert "the output already has a column of that name" in call(trained.home, *words, code=2).err

@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from cli_command import TIMEOUT_S, call, environment
+from cli_command import JOB, TIMEOUT_S, call, environment
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -68,3 +68,11 @@ def test_every_file_it_names_is_there() -> None:
     paths = {a or b for a, b in named}
     assert len(paths) > 6
     assert [p for p in sorted(paths) if not (ROOT / p).exists()] == []
+
+
+def test_the_table_it_shows_is_the_one_that_training_ends_in(clicks: Path, tmp_path: Path) -> None:
+    def names(text: str) -> list[str]:
+        return re.findall(r"^│ (\S.*?) +│", text, re.MULTILINE)
+
+    (tmp_path / "job.yaml").write_text(JOB.format(data=clicks))
+    assert names(README) == names(call(tmp_path, "train", "job.yaml", "train.max_steps=3").out)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from satrap.cli import show
-from satrap.cli.options import AsJson, Checkpoint, DataPaths, Debug, Quiet, examples
+from satrap.cli.options import AsJson, Checkpoint, DataPaths, Debug, examples
 from satrap.cli.sources import find_checkpoint
 
 NAME = "evaluate"
@@ -13,9 +13,7 @@ EXAMPLES = examples(
 )
 
 
-def command(
-    checkpoint: Checkpoint, data: DataPaths, as_json: AsJson = False, quiet: Quiet = False, debug: Debug = False
-) -> None:
+def command(checkpoint: Checkpoint, data: DataPaths, as_json: AsJson = False, debug: Debug = False) -> None:
     """Measure a saved model: AUC, log loss, normalized entropy, calibration.
 
     The data needs the label and the features' columns. Rows of unknown ids read as their initial values; nothing is

@@ -200,7 +200,8 @@ def result(result: Result) -> None:
         if e is not None:
             facts.add_row(f"{name} AUC", f"{_auc(e.auc, e.auc_error_bound)} on {count(e.samples)} samples")
             facts.add_row(f"{name} log loss", decimal(e.log_loss))
-    facts.add_row("samples/s", count(result.samples_per_s))
+    # A resumed run that was done already has made no step to time.
+    facts.add_row("samples/s", count(result.samples_per_s) if result.samples_per_s else "n/a")
     passes = f"{result.epochs} epoch" + ("s" if result.epochs != 1 else "")
     facts.add_row("trained", f"{count(result.samples)} samples, {count(result.steps)} steps, {passes}")
     facts.add_row("rows", count(result.rows))
@@ -209,7 +210,7 @@ def result(result: Result) -> None:
         parts = (size_.value_bytes, size_.state_bytes, size_.overhead_bytes)
         values, state, beside = (f"{n / size_.rows:.1f}" for n in parts)
         facts.add_row(
-            "bytes a row", f"{size_.bytes_per_row:.1f} (values {values}, optimizer state {state}, index {beside})"
+            "bytes a row", f"{size_.bytes_per_row:.1f}: values {values}, optimizer {state}, id and index {beside}"
         )
     if not math.isnan(result.staleness_mean):
         facts.add_row("staleness", f"{result.staleness_mean:.2f} updates on average, {result.staleness_max} at most")
@@ -217,6 +218,7 @@ def result(result: Result) -> None:
     facts.add_row("checkpoint", _path(result.checkpoint) if result.checkpoint else "none")
     if result.plots:
         facts.add_row("plots", _path(result.plots[0].parent))
+    typer.echo()
     _console().print(facts)
 
 
