@@ -6,6 +6,7 @@ of epochs, optimizers of the dense network, or files.
 """
 
 from satrap.embedding.engine import EmbeddingEngine, Lookup, Prepared
+from satrap.embedding.keyed_jagged import from_keyed_jagged, to_keyed_jagged
 from satrap.embedding.ledger import Ledger
 
-__all__ = ["EmbeddingEngine", "Ledger", "Lookup", "Prepared"]
+__all__ = ["EmbeddingEngine", "Ledger", "Lookup", "Prepared", "from_keyed_jagged", "to_keyed_jagged"]
