@@ -138,7 +138,7 @@ inline void for_each_row(const TableView& t, const uint64_t* ids, const uint32_t
   };
   auto serve = [&](size_t i) {
     Slot& s = ring[i % kRing];
-    if (s.row == nullptr || !same_id(load_header(s.row), s.h)) {
+    if (s.row == nullptr || !same_id(s.row, s.h)) {
       // A second candidate in the chunk, or a row in a later chunk: rare, searched plainly.
       const bool absent = !kHints && (s.chunk == nullptr || (s.row == nullptr && s.chunk->overflow == 0));
       s.row = absent ? nullptr : find_row(t, *s.partition, s.h, &s.number);

@@ -49,7 +49,14 @@ inline uint32_t match_tags(const Chunk& c, uint8_t tag) {
   return m & c.occupied;
 }
 
-inline bool same_id(uint64_t header, uint64_t h) { return ((header ^ h) >> 8) == 0; }
+// Whether a row is that of mixed id h, given that its tag matched. Reads all of the header but the version,
+// which another thread of the same push may be writing.
+inline bool same_id(const char* row, uint64_t h) {
+  uint32_t low, high;  // bytes 1 to 4 and 4 to 7
+  std::memcpy(&low, row + 1, 4);
+  std::memcpy(&high, row + 4, 4);
+  return low == static_cast<uint32_t>(h >> 8) && high == static_cast<uint32_t>(h >> 32);
+}
 
 // The row of mixed id h, or null. The plain search that the pipelines fall back to.
 inline char* find_row(const TableView& t, const PartitionView& p, uint64_t h, uint32_t* number = nullptr) {
@@ -59,7 +66,7 @@ inline char* find_row(const TableView& t, const PartitionView& p, uint64_t h, ui
     const Chunk& chunk = *chunk_at(p, c);
     for (uint32_t m = match_tags(chunk, static_cast<uint8_t>(h)); m; m &= m - 1) {
       char* row = row_at(t, p, chunk.row[__builtin_ctz(m)]);
-      if (!same_id(load_header(row), h)) continue;
+      if (!same_id(row, h)) continue;
       if (number != nullptr) *number = chunk.row[__builtin_ctz(m)];
       return row;
     }

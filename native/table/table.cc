@@ -203,7 +203,7 @@ bool Table::erase(uint64_t id) {
     Chunk& chunk = *chunk_at(v, c);
     for (uint32_t m = match_tags(chunk, static_cast<uint8_t>(h)); m; m &= m - 1) {
       const int slot = __builtin_ctz(m);
-      if (!same_id(load_header(row_at(t, v, chunk.row[slot])), h)) continue;
+      if (!same_id(row_at(t, v, chunk.row[slot]), h)) continue;
       p.free_rows.push_back(chunk.row[slot]);
       ++generation_;
       chunk.occupied = static_cast<uint16_t>(chunk.occupied & ~(1u << slot));
