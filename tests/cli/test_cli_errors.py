@@ -77,7 +77,7 @@ def test_a_loss_that_is_not_finite_names_step_and_feature_and_spares_the_checkpo
     assert "price" in said
     assert "step" in said
     assert sorted(p.name for p in (tmp_path / "run/checkpoints").glob("step-*"))
-    assert "step" in satrap("inspect", "run").out
+    assert "step" in call(tmp_path, "inspect", "run").out
 
 
 def test_an_unknown_key_is_named_with_the_nearest_one(satrap: Satrap, job: Path) -> None:
@@ -117,8 +117,9 @@ def test_a_file_that_is_not_there_is_named_with_the_nearest_one(satrap: Satrap, 
     assert "did you mean 'train.parquet'?" in said
 
 
-def test_a_job_file_that_is_not_there_is_named(satrap: Satrap) -> None:
-    assert "jobb.yaml" in message(satrap("train", "jobb.yaml", code=1))
+def test_a_job_file_that_is_not_there_is_named_with_the_nearest_one(satrap: Satrap, job: Path) -> None:
+    said = message(satrap("train", "jobb.yaml", code=1))
+    assert "there is no job file jobb.yaml; did you mean 'job.yaml'?" in said
 
 
 def test_a_label_column_that_is_not_there_is_named_with_the_nearest_one(satrap: Satrap, clicks: Path) -> None:
@@ -143,7 +144,7 @@ def test_words_that_do_not_go_together_are_wrong_usage(words: list[str], said: s
 
 
 def test_a_checkpoint_with_a_flipped_byte_is_refused_by_file(satrap: Satrap, job: Path, tmp_path: Path) -> None:
-    satrap("train", job, "--run-dir", "run", "train.max_steps=3")
+    call(tmp_path, "train", job, "--run-dir", "run", "train.max_steps=3")
     victim = max((tmp_path / "run/checkpoints").rglob("*.safetensors"), key=lambda p: p.stat().st_size)
     content = bytearray(victim.read_bytes())
     content[-1] ^= 1

@@ -82,14 +82,21 @@ def load_job(path: str | Path) -> Job:
     """Reads a job from a YAML file. Raises JobError naming the file, the key and what is expected."""
     try:
         text = Path(path).read_text(encoding="utf-8")
+    except FileNotFoundError as e:
+        raise JobError(f"there is no job file {path}{_nearest(Path(path))}") from e
     except (OSError, UnicodeDecodeError) as e:
-        raise JobError(f"cannot read the job file {path}: {e}") from e
+        raise JobError(f"cannot read the job file {path}: {e.strerror if isinstance(e, OSError) else e}") from e
     try:
         return job_from_dict(_parse(text))
     except yaml.YAMLError as e:
         raise JobError(f"{path} is not valid YAML: {e}") from e
     except JobError as e:
         raise JobError(f"{path}: {e}") from e
+
+
+def _nearest(path: Path) -> str:
+    names = [p.name for p in path.parent.glob("*.y*ml")] if path.parent.is_dir() else []
+    return f"; {did_you_mean(path.name, names)}" if names else ""
 
 
 def job_from_dict(tree: Any) -> Job:
