@@ -162,6 +162,14 @@ def test_label_that_is_not_zero_or_one_names_file_column_row_and_value(
         assert part in str(caught.value)
 
 
+def test_row_of_an_error_is_counted_from_the_first_of_the_file(tmp_path: Path) -> None:
+    # The row group before it, and the part of its own group that an earlier window had, count too.
+    path = write(tmp_path / "a.parquet", {"x": list(range(100)), "y": [0] * 77 + [9] + [0] * 22}, row_group_size=40)
+    job = job_of(Categorical(name="x"), data={"shuffle_rows": 10})
+    with pytest.raises(DataError, match="column 'y', row 77 "):
+        list(Reader(job, path, seed=0, shuffle=True).epoch())
+
+
 @pytest.mark.parametrize(
     ("values", "positive", "message"),
     [([0, 1], "1", "positive: '1', a text"), (["0", "1"], 1, "positive: 1, a number"), (["a", None], "a", "row 1")],

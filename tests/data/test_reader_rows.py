@@ -111,6 +111,15 @@ def test_train_and_valid_are_disjoint_and_complete(data: dict[str, Any], fractio
     assert (train.rows, valid.rows) == (len(train_rows), len(valid_rows))
 
 
+def test_split_is_the_same_for_readers_that_cut_row_groups_differently(tmp_path: Path) -> None:
+    # Training cuts a row group to windows, validation reads it whole: both must count rows from the group's first.
+    path = write(tmp_path / "a.parquet", {"row": list(range(900)), "y": [0, 1] * 450}, row_group_size=300)
+    job = job_of(Categorical(name="row"), data={"valid": 0.4, "shuffle_rows": 50})
+    train = order_of(Reader(job, path, seed=1, shuffle=True, split="train"), 0)
+    valid = order_of(Reader(job, path, seed=1, shuffle=False, split="valid"), 0)
+    assert sorted(train + valid) == list(range(900))
+
+
 def order_of(reader: Reader, epoch: int) -> list[int]:
     return [v for b in reader.epoch(epoch) for v in b.ids["row"].values.tolist()]
 

@@ -82,8 +82,8 @@ def in_background(
     raw: Queue[A] = Queue(1)
     done: Queue[B] = Queue(1)
     threads = [
-        threading.Thread(target=_feed, args=(source, raw, None), name=f"{name}-read", daemon=True),
-        threading.Thread(target=_feed, args=(lambda: stage(iter(raw)), done, raw), name=f"{name}-decode", daemon=True),
+        threading.Thread(target=_feed, args=(source, raw), name=f"{name}-read", daemon=True),
+        threading.Thread(target=_feed, args=(lambda: stage(iter(raw)), done), name=f"{name}-decode", daemon=True),
     ]
     for thread in threads:
         thread.start()
@@ -96,7 +96,7 @@ def in_background(
             thread.join()
 
 
-def _feed(produce: Callable[[], Iterable[A]], queue: Queue[A], before: Queue[B] | None) -> None:
+def _feed(produce: Callable[[], Iterable[A]], queue: Queue[A]) -> None:
     items: Iterable[A] = ()
     try:
         items = produce()
@@ -109,8 +109,6 @@ def _feed(produce: Callable[[], Iterable[A]], queue: Queue[A], before: Queue[B] 
     except BaseException as error:
         queue.end(error)
     finally:
-        if before is not None:
-            before.stop()
         close = getattr(items, "close", None)
         if close is not None:
             close()

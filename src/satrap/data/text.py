@@ -22,7 +22,7 @@ from satrap.errors import DataError, did_you_mean
 CRITEO_COLUMNS = ("label", *(f"I{i}" for i in range(1, 14)), *(f"C{i}" for i in range(1, 27)))
 """The 40 columns of the Criteo format. Its test files have no label: 39."""
 
-_BLOCK_BYTES = 4 << 20
+_BLOCK_BYTES = 8 << 20
 """Text parsed at a time, and so the longest line."""
 _HEADER_BYTES = 1 << 20
 
