@@ -44,14 +44,17 @@ class Ftrl(torch.optim.Optimizer):
         for group in self.param_groups:
             alpha, beta, l1, l2 = group["lr"], group["beta"], group["l1"], group["l2"]
             for w in group["params"]:
-                if w.grad is None:
+                if w.grad is None or alpha == 0:
                     continue
                 g, state = w.grad, self.state[w]
                 if "z" not in state:
                     state["z"] = -(w * (beta / alpha + l2) + w.sign() * l1)
                 z = state["z"]
                 n = state.setdefault("n", torch.zeros_like(w))
-                sigma = ((n + g * g).sqrt() - n.sqrt()) / alpha
+                # The sigmas of the paper add up to the inverse rate; a schedule changes alpha between them.
+                before = state.get("alpha", alpha)
+                sigma = (beta + (n + g * g).sqrt()) / alpha - (beta + n.sqrt()) / before
+                state["alpha"] = alpha
                 z += g - sigma * w
                 n += g * g
                 shrunk = (z.sign() * l1 - z) / ((beta + n.sqrt()) / alpha + l2)

@@ -86,9 +86,15 @@ inline void ftrl(const OptimizerSpec& o, float lr, float* __restrict w, float* _
                  const float* __restrict g, uint32_t dim) {
   float* __restrict z = s;
   float* __restrict n = s + dim;
+  if (lr == 0.0f) return;  // the end of a schedule: no step, and no division by it
+  // The paper's sigmas add up to the inverse rate, (beta + sqrt n) / lr. Where a schedule has changed lr
+  // since the row's last step, sigma takes up that change too; without it the closed form would scale the row
+  // by lr's factor.
+  const float changed = lr == s[2 * dim] ? 0.0f : 1.0f / lr - 1.0f / s[2 * dim];
+  s[2 * dim] = lr;
   for (uint32_t j = 0; j < dim; ++j) {
     float grown = n[j] + g[j] * g[j];
-    float sigma = (std::sqrt(grown) - std::sqrt(n[j])) / lr;
+    float sigma = (std::sqrt(grown) - std::sqrt(n[j])) / lr + (o.ftrl_beta + std::sqrt(n[j])) * changed;
     z[j] += g[j] - sigma * w[j];
     n[j] = grown;
     float shrunk = z[j] > o.l1 ? z[j] - o.l1 : (z[j] < -o.l1 ? z[j] + o.l1 : 0.0f);
@@ -106,6 +112,7 @@ inline void initial_state(const OptimizerSpec& o, const float* w, float* s, uint
     float sign = w[j] > 0 ? 1.0f : (w[j] < 0 ? -1.0f : 0.0f);
     s[j] = -w[j] * (o.ftrl_beta / o.lr + o.l2) - sign * o.l1;
   }
+  s[2 * dim] = o.lr;
 }
 
 }  // namespace

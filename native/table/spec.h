@@ -56,7 +56,7 @@ inline uint32_t state_floats(const OptimizerSpec& o, uint32_t dim) {
     case OptimizerKind::kAdamW:
       return 2 * dim + 1;  // first moment, second moment, steps of this row
     case OptimizerKind::kFtrl:
-      return 2 * dim;  // z, n
+      return 2 * dim + 1;  // z, n, the learning rate of this row's last step
   }
   return 0;
 }

@@ -193,7 +193,7 @@ TEST(initial_rows_have_the_same_bits_on_every_level) {
       for (uint64_t id : {uint64_t{0}, uint64_t{99}, ~uint64_t{0}}) {
         TableSpec s = spec_of(dim, ValueFormat::kFp32, OptimizerKind::kFtrl);
         s.initializer = {kind, -0.1f, 0.2f};
-        std::vector<float> first, values(dim), state(2 * dim);
+        std::vector<float> first, values(dim), state(RowLayout(s).state_floats);
         for (const Kernels* k : levels()) {
           k->initialize(s, id, values.data(), state.data());
           std::vector<float> row = values;

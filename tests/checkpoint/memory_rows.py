@@ -32,7 +32,7 @@ def state_width(table: Table) -> int:
         case Adam() | AdamW():
             return 2 * table.dim + 1
         case Ftrl():
-            return 2 * table.dim
+            return 2 * table.dim + 1
         case _:
             return 1
 

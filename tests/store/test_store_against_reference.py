@@ -114,6 +114,41 @@ def test_a_rows_steps_equal_torchs_optimizer_on_that_rows_gradients(optimizer: O
         np.testing.assert_allclose(end[i], plain(optimizer, start[i], seen[i]), rtol=2e-5, atol=2e-6)
 
 
+def test_ftrl_under_a_schedule_takes_up_the_change_of_rate_and_does_not_scale_the_row() -> None:
+    # FTRL's closed form divides by the current rate: without the correction a rate that falls tenfold shrinks every
+    # weight nearly tenfold at the next step, gradient or not.
+    o = Ftrl(lr=0.1, l1=0.0, l2=0.0)
+    store = Store([Table(name="t", dim=8, optimizer=o, initializer=Uniform(low=-1, high=1))], seed=3, threads=1)
+    rng = np.random.default_rng(1)
+    ids = u64(5)
+    w = store.pull("t", ids, create=True)[0].astype(np.float64)
+    n = np.zeros_like(w)
+    for factor in (1.0, 1.0, 0.5, 0.1, 0.1, 0.0, 1.0):
+        g = rng.standard_normal(w.shape).astype(np.float32)
+        store.push("t", ids, g, lr_factor=factor)
+        if factor > 0:
+            # Without l1 and l2 FTRL is gradient descent at the rate of each coordinate.
+            n += g.astype(np.float64) ** 2
+            w -= g * (o.lr * factor) / (o.beta + np.sqrt(n))
+        np.testing.assert_allclose(store.pull("t", ids)[0], w, rtol=2e-5, atol=2e-6)
+
+
+@pytest.mark.parametrize("factor", [-1.0, math.inf, math.nan])
+def test_a_factor_that_is_no_rate_is_refused(factor: float) -> None:
+    store = Store([Table(name="t", dim=2, optimizer=SGD(lr=1.0))], seed=3, threads=1)
+    store.pull("t", u64(1), create=True)
+    with pytest.raises(StoreError, match="lr_factor must be a finite number, 0 or more"):
+        store.push("t", u64(1), np.ones((1, 2), np.float32), lr_factor=factor)
+
+
+def test_tables_that_cannot_be_are_refused_by_name() -> None:
+    table = Table(name="t", dim=2, optimizer=SGD(lr=1.0))
+    with pytest.raises(StoreError, match="2 tables named 't'"):
+        Store([table, table], seed=0)
+    with pytest.raises(StoreError, match="threads must be 1 or more, got 0"):
+        Store([table], seed=0, threads=0)
+
+
 @pytest.mark.parametrize("optimizer", OPTIMIZERS[:5], ids=lambda o: type(o).__name__)
 def test_fp16_rows_are_the_fp32_step_rounded_once(optimizer: Optimizer) -> None:
     rng = np.random.default_rng(0)

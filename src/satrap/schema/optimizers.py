@@ -64,7 +64,8 @@ class AdamW(Spec, frozen=True, kw_only=True, tag_field="kind", tag="adamw"):
 
 
 class Ftrl(Spec, frozen=True, kw_only=True, tag_field="kind", tag="ftrl"):
-    """FTRL-Proximal (McMahan et al., KDD 2013, algorithm 1). State: 2 D values a row (z, n). Tables only.
+    """FTRL-Proximal (McMahan et al., KDD 2013, algorithm 1). State: 2 D values a row (z, n) and the learning
+    rate of its last step. Tables only.
 
     `lr` is the paper's alpha, `beta` its beta; `l1` and `l2` its lambda 1 and 2.
     """

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from math import isfinite
 from typing import TypeVar
 
 import numpy as np
@@ -100,9 +101,16 @@ class Store:
     def __init__(self, tables: Sequence[Table], *, seed: int, partitions: int = 64, threads: int | None = None) -> None:
         if partitions < 1 or partitions & (partitions - 1) or partitions > 65536:
             raise StoreError(f"partitions must be a power of 2, 1 to 65536, got {partitions}")
+        if threads is not None and threads < 1:
+            raise StoreError(f"threads must be 1 or more, got {threads}")
         self.partitions = partitions
         self.configuration = tuple(tables)
         self.names = tuple(t.name for t in tables)
+        for name in self.names:
+            if self.names.count(name) > 1:
+                raise StoreError(
+                    f"there are {self.names.count(name)} tables named '{name}'; give each a name of its own"
+                )
         self.specs = [_spec(t, seed) for t in tables]
         self._index = {name: i for i, name in enumerate(self.names)}
         self._native = _native.Store(self.specs, partitions.bit_length() - 1, threads or available_cores())
@@ -182,9 +190,15 @@ class Store:
     ) -> tuple[int, int, int, NDArray[np.int64]]:
         """`push` of several tables in one call. `distinct`: the caller knows that ids do not repeat (a ticket's)."""
         index = [self.index(t) for t in ids]
+        if not (isfinite(lr_factor) and lr_factor >= 0):
+            raise StoreError(f"lr_factor must be a finite number, 0 or more, got {lr_factor}")
+        for name in gradients:
+            if name not in ids:
+                raise StoreError(f"gradients for table '{name}' come without ids; {did_you_mean(name, ids)}")
         for name, x in ids.items():
-            if name not in gradients:
-                raise StoreError(f"no gradients for table '{name}'")
+            for what, arrays in (("gradients", gradients), ("versions", versions), ("hints", hints)):
+                if arrays is not None and name not in arrays:
+                    raise StoreError(f"no {what} for table '{name}'")
             g = gradients[name]
             _need_array(x, np.uint64, 1, f"ids of table '{name}'")
             _need_array(g, np.float32, 2, f"gradients of table '{name}'")
@@ -374,6 +388,8 @@ def _need_array(x: object, dtype: type[np.generic], dims: int, what: str) -> Non
 
 
 def _spec(table: Table, seed: int) -> _native.TableSpec:
+    if not 1 <= table.dim <= 4096:
+        raise StoreError(f"table '{table.name}': dim must be 1 to 4096, got {table.dim}")
     kind, o = _optimizer(table.optimizer, table.name)
     initializer, a, b = _initializer(table.initializer)
     key = xxhash.xxh3_64_intdigest(table.name.encode(), seed=seed & (2**64 - 1))
