@@ -5,6 +5,9 @@
     ├── DataError         the user's data does not fit the job
     ├── StoreError        a table cannot do what was asked
     ├── CheckpointError   a checkpoint is damaged, incomplete or does not fit
+    ├── ServiceError      a parameter server refused a request, or cannot be asked
+    │   ├── ServerUnreachable   it did not answer in time
+    │   └── ServerLost          it answers, but the rows it had are gone
     └── TrainingError     training cannot go on (a loss that is not finite, say)
 
 A message says what went wrong, where (file, column, table, row, offset), the limit beside the value, and what to do
@@ -36,6 +39,18 @@ class StoreError(SatrapError):
 
 class CheckpointError(SatrapError):
     """A checkpoint is damaged, incomplete, or does not fit the job."""
+
+
+class ServiceError(SatrapError):
+    """A parameter server refused a request, or cannot be asked. The message names the server by number and address."""
+
+
+class ServerUnreachable(ServiceError):
+    """A server did not answer before the deadline. Its rows may still be there: the request can be tried again."""
+
+
+class ServerLost(ServiceError):
+    """A server answers, but it is a new life without the rows it had: training has to go back to a checkpoint."""
 
 
 class TrainingError(SatrapError):

@@ -5,6 +5,7 @@ errors. Must never: import torch or know of batches, features or pooling.
 """
 
 from satrap.ps.local import LocalService
+from satrap.ps.placement import Placement
 from satrap.ps.protocol import (
     STALENESS_BINS,
     Ack,
@@ -23,6 +24,7 @@ __all__ = [
     "Ack",
     "LocalService",
     "ParameterService",
+    "Placement",
     "PullRequest",
     "PushRequest",
     "Refused",

@@ -72,6 +72,10 @@ class PushRequest:
     """The schedule's factor on the learning rate of every table."""
     distinct: bool = False
     """The caller knows that no id repeats (a ticket's do not); otherwise it is checked."""
+    merge: int = 1
+    """W: pushes of this (epoch, seq), one a client, that together make one optimizer step. The service holds them until
+    all W are there, sums them per id in the order of the clients, steps once, and then answers each. A client without
+    gradients pushes an empty one. 1: applied at once."""
 
 
 STALENESS_BINS = 257
