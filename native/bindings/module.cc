@@ -82,6 +82,13 @@ NB_MODULE(_native, m) {
              // Lives in the ticket; the array keeps it alive.
              return nb::ndarray<nb::numpy, const uint64_t, nb::ndim<1>>(u.data(), {u.size()}, self);
            })
+      .def("positions",
+           [](nb::handle self, size_t feature) {
+             const auto& t = *nb::cast<PyTicket&>(self).ticket;
+             need(feature < t.features().size(), "no such feature");
+             const auto& p = t.positions(feature);
+             return nb::ndarray<nb::numpy, const int32_t, nb::ndim<1>>(p.data(), {p.size()}, self);
+           })
       .def_prop_ro("samples", [](const PyTicket& t) { return t.ticket->samples(); })
       .def_prop_ro("ids", [](const PyTicket& t) { return t.ticket->ids(); });
 
@@ -121,10 +128,12 @@ NB_MODULE(_native, m) {
            [](Store& s, const std::vector<uint32_t>& tables, const std::vector<Ids>& ids,
               const std::vector<In<float, nb::ndim<2>>>& gradients,
               const std::vector<std::optional<In<uint8_t, nb::ndim<1>>>>& versions,
-              const std::vector<std::optional<In<uint32_t, nb::ndim<1>>>>& hints, float lr_factor) {
+              const std::vector<std::optional<In<uint32_t, nb::ndim<1>>>>& hints, float lr_factor,
+              const std::optional<std::vector<Out<uint16_t, nb::ndim<1>>>>& outcomes) {
              need(tables.size() == ids.size() && ids.size() == gradients.size() &&
-                      gradients.size() == versions.size() && gradients.size() == hints.size(),
-                  "one array of ids, gradients, versions and hints a table");
+                      gradients.size() == versions.size() && gradients.size() == hints.size() &&
+                      (!outcomes || outcomes->size() == gradients.size()),
+                  "one array of ids, gradients, versions, hints and outcomes a table");
              std::vector<PushItem> items;
              for (size_t i = 0; i < tables.size(); ++i) {
                need(tables[i] < s.tables(), "no such table");
@@ -133,9 +142,11 @@ NB_MODULE(_native, m) {
                     "gradients must be [ids, dim]");
                need(!versions[i] || versions[i]->shape(0) == ids[i].shape(0), "versions must be [ids]");
                need(!hints[i] || hints[i]->shape(0) == ids[i].shape(0) + 1, "hints must be [ids + 1]");
+               need(!outcomes || (*outcomes)[i].shape(0) == ids[i].shape(0), "outcomes must be [ids]");
                items.push_back({tables[i], ids[i].data(), ids[i].shape(0), gradients[i].data(),
                                 versions[i] ? versions[i]->data() : nullptr,
-                                hints[i] ? hints[i]->data() : nullptr});
+                                hints[i] ? hints[i]->data() : nullptr,
+                                outcomes ? (*outcomes)[i].data() : nullptr});
              }
              auto bins = std::make_unique<int64_t[]>(257);
              PushResult r;
@@ -258,11 +269,18 @@ NB_MODULE(_native, m) {
              return erased;
            })
       .def("reserve_rows",
-           [](Store& s, uint32_t table, uint64_t rows) {
+           [](Store& s, uint32_t table, uint64_t rows,
+              const std::optional<std::vector<uint32_t>>& partitions) {
              need(table < s.tables(), "no such table");
+             std::vector<bool> wanted(s.table(table).partitions(), !partitions);
+             if (partitions)
+               for (uint32_t p : *partitions) {
+                 need(p < wanted.size(), "no such partition");
+                 wanted[p] = true;
+               }
              nb::gil_scoped_release release;
              std::unique_lock lock(s.table(table).mutex());
-             s.table(table).reserve_rows(rows);
+             s.table(table).reserve_rows(rows, &wanted);
            })
       .def("clear",
            [](Store& s) {

@@ -230,11 +230,13 @@ void push_rows(const TableView& t, size_t begin, size_t end, PushArgs& a) {
   auto update = [&](size_t i, char* row, uint32_t) {
     if (row == nullptr) {
       ++a.missing;
+      if (a.outcomes != nullptr) a.outcomes[i] = kOutcomeMissing;
       return;
     }
     const float* g = a.gradients + i * size_t{dim};
     if (!all_finite(g, dim)) {
       ++a.not_finite;
+      if (a.outcomes != nullptr) a.outcomes[i] = kOutcomeNotFinite;
       return;
     }
     if (limit > 0) {
@@ -252,6 +254,7 @@ void push_rows(const TableView& t, size_t begin, size_t end, PushArgs& a) {
     }
     const auto version = static_cast<uint8_t>(row[0]);
     a.staleness[a.versions != nullptr ? static_cast<uint8_t>(version - a.versions[i]) : 256] += 1;
+    if (a.outcomes != nullptr) a.outcomes[i] = version;
     row[0] = static_cast<char>(version + 1);
     ++a.applied;
   };

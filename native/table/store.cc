@@ -134,7 +134,8 @@ PushResult Store::push(const std::vector<PushItem>& items, float lr_factor) {
                   .hints = hinted ? item.hints : nullptr,
                   .lr_factor = lr_factor,
                   .adam_bias = table.adam_bias(),
-                  .staleness = results[s].staleness};
+                  .staleness = results[s].staleness,
+                  .outcomes = item.outcomes};
     kernels().push(table.view(), slices[s].begin, slices[s].end, args);
     results[s].applied = args.applied;
     results[s].missing = args.missing;

@@ -25,6 +25,7 @@ struct PushItem {
   const float* gradients;   // [n, D]
   const uint8_t* versions;  // [n] or null
   const uint32_t* hints;    // [n + 1] as pulled, or null; only ever saves a search
+  uint16_t* outcomes = nullptr;  // [n] or null, see PushArgs
 };
 
 struct PushResult {

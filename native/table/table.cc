@@ -123,7 +123,7 @@ char* Table::find_or_insert(uint64_t id, bool* inserted, uint32_t* number_out) {
   return row;
 }
 
-void Table::reserve_rows(uint64_t rows) {
+void Table::reserve_rows(uint64_t rows, const std::vector<bool>* wanted) {
   // Partitions hold about the same share; two in a hundred more leaves room for chance, and growth for the
   // rest.
   const uint64_t share = rows / parts_.size() + rows / parts_.size() / 50 + 16;
@@ -131,7 +131,8 @@ void Table::reserve_rows(uint64_t rows) {
   if (chunks > kMaxRows / Chunk::kSlots)
     throw std::length_error("a partition would be full (2^32 rows); use more partitions");
   for (uint32_t p = 0; p < partitions(); ++p)
-    if (chunks > parts_[p].chunks) grow_index(p, static_cast<uint32_t>(chunks));
+    if (chunks > parts_[p].chunks && (wanted == nullptr || (*wanted)[p]))
+      grow_index(p, static_cast<uint32_t>(chunks));
 }
 
 // Enters a row number under h; there is room (the index is below its limit).

@@ -36,7 +36,8 @@ class Table {
   char* find_or_insert(uint64_t id, bool* inserted, uint32_t* number = nullptr);
   // Makes the index large enough for this many rows in all. Rows that come in the order of the mixed id need
   // it: they would fill a growing index from its one end, each probing past those before it.
-  void reserve_rows(uint64_t rows);
+  // `wanted`: only the partitions for which it is true, the share of each as if all were there.
+  void reserve_rows(uint64_t rows, const std::vector<bool>* wanted = nullptr);
   char* find(uint64_t id) const;
   // Asks for the index of an id that will soon be looked for.
   void prefetch(uint64_t id) const;

@@ -31,6 +31,8 @@ class Ticket {
   size_t samples() const { return samples_; }
   size_t ids() const { return ids_; }
   const std::vector<TicketFeature>& features() const { return features_; }
+  // Of each id of a feature, its place among the unique ids of the table.
+  const std::vector<int32_t>& positions(size_t feature) const { return positions_[feature]; }
 
   // rows[t]: [U_t, D_t]. out: [B, width]; sequences: per sequence feature, in order, [B, L, D] and mask [B,
   // L].

@@ -55,7 +55,10 @@ struct PushArgs {
   const float* adam_bias;  // 1 - beta1^t and 1 - beta2^t interleaved for t = 0 … kBiasSteps - 1, or null
   size_t applied = 0, missing = 0, not_finite = 0;
   int64_t* staleness;  // [257] counts, owned by the caller's task
+  // [n] or null: the version a row had before the step, or why its gradient was not applied.
+  uint16_t* outcomes = nullptr;
 };
+constexpr uint16_t kOutcomeMissing = 256, kOutcomeNotFinite = 257;
 constexpr size_t kBiasSteps = 4096;
 
 // One feature of a batch. Positions are into its table's unique ids.

@@ -45,11 +45,11 @@ class ServiceError(SatrapError):
     """A parameter server refused a request, or cannot be asked. The message names the server by number and address."""
 
 
-class ServerUnreachable(ServiceError):
+class ServerUnreachable(ServiceError):  # noqa: N818
     """A server did not answer before the deadline. Its rows may still be there: the request can be tried again."""
 
 
-class ServerLost(ServiceError):
+class ServerLost(ServiceError):  # noqa: N818
     """A server answers, but it is a new life without the rows it had: training has to go back to a checkpoint."""
 
 

@@ -29,7 +29,7 @@ from satrap.schema import (
     ValueFormat,
     Zeros,
 )
-from satrap.store import Store, TicketFeature
+from satrap.store import MISSING, NOT_FINITE, Store, TicketFeature
 
 OPTIMIZERS: list[Optimizer] = [
     SGD(lr=0.1),
@@ -351,3 +351,33 @@ def test_a_ticket_keeps_its_arrays_alive_and_repeated_ids_in_a_bag_all_count() -
     store.pool(ticket, {"t": values}, out)
     assert out.tolist() == [[float(many)] * 8]
     assert store.unpool(ticket, np.ones((1, 8), np.float32))["t"].tolist() == [[float(many)] * 8]
+
+
+def test_outcomes_tell_of_each_gradient_the_version_it_met_or_why_it_was_refused() -> None:
+    store = Store([Table(name="t", dim=1, optimizer=SGD(lr=1.0))], seed=0, threads=2)
+    store.pull("t", u64(1, 2), create=True)
+    store.push("t", u64(2), np.zeros((1, 1), np.float32))
+    ids, g = u64(1, 2, 3, 1000), np.array([[np.nan], [1], [1], [np.inf]], np.float32)
+    outcomes = {"t": np.zeros(4, np.uint16)}
+    assert store.push_many({"t": ids}, {"t": g}, outcomes=outcomes)[:3] == (1, 2, 1)
+    assert outcomes["t"].tolist() == [NOT_FINITE, 1, MISSING, MISSING]
+
+
+def test_positions_of_a_ticket_lead_from_each_id_to_its_unique_one() -> None:
+    store = Store([Table(name="t", dim=1, optimizer=SGD(lr=1.0))], seed=0, threads=1)
+    features = [TicketFeature("t", u64(5, 7, 5), None, None), TicketFeature("t", u64(9, 5, 7), None, None, column=1)]
+    ticket = store.ticket(features, 3)
+    unique = ticket.unique()["t"]
+    for i, feature in enumerate(features):
+        np.testing.assert_array_equal(unique[ticket.positions(i)], feature.ids)
+
+
+def test_room_made_in_some_partitions_takes_their_share_of_memory_alone() -> None:
+    sizes = []
+    for partitions in (None, [0, 3]):
+        store = Store([Table(name="t", dim=1, optimizer=SGD(lr=1.0))], seed=0, partitions=8, threads=1)
+        store.reserve_rows("t", 1_000_000, partitions)
+        sizes.append(store.size("t")[3])
+    assert 0 < sizes[1] <= sizes[0] / 3
+    with pytest.raises(StoreError, match="no such partition"):
+        store.reserve_rows("t", 10, [8])

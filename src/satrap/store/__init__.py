@@ -4,6 +4,6 @@ Owns: the only door to the native core. Arrays in, arrays out; every call is one
 set number of threads. May import: schema, observe, errors. Must never: import torch, know of sockets or files.
 """
 
-from satrap.store.store import Store, Ticket, TicketFeature
+from satrap.store.store import MISSING, NOT_FINITE, Store, Ticket, TicketFeature
 
-__all__ = ["Store", "Ticket", "TicketFeature"]
+__all__ = ["MISSING", "NOT_FINITE", "Store", "Ticket", "TicketFeature"]

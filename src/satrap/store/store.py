@@ -38,6 +38,9 @@ from satrap.store import _native
 
 T = TypeVar("T")
 
+MISSING, NOT_FINITE = 256, 257
+"""Outcomes of a gradient that was not applied; any other is the version its row had before the step."""
+
 _FORMATS = {ValueFormat.FP32: 0, ValueFormat.FP16: 1}
 _POOLINGS = {Pooling.SUM: 0, Pooling.MEAN: 1, Pooling.SQRTN: 2}
 _DTYPES: dict[ValueFormat, type[np.float32] | type[np.float16]] = {
@@ -75,6 +78,10 @@ class Ticket:
         """Table → [U], without the tables the batch has no id of. Views of the ticket's memory, read-only."""
         found = ((name, self._native.unique(i)) for i, name in enumerate(self._tables))
         return {name: ids for name, ids in found if ids.size}
+
+    def positions(self, feature: int) -> NDArray[np.int32]:
+        """[N] of each id of a feature, its place among its table's unique ids. A view of the ticket's memory."""
+        return self._native.positions(feature)
 
     @property
     def ids(self) -> int:
@@ -187,8 +194,12 @@ class Store:
         *,
         lr_factor: float = 1.0,
         distinct: bool = False,
+        outcomes: dict[str, NDArray[np.uint16]] | None = None,
     ) -> tuple[int, int, int, NDArray[np.int64]]:
-        """`push` of several tables in one call. `distinct`: the caller knows that ids do not repeat (a ticket's)."""
+        """`push` of several tables in one call. `distinct`: the caller knows that ids do not repeat (a ticket's).
+
+        `outcomes` [U] by table are filled in: the version a row had before the step, MISSING or NOT_FINITE.
+        """
         index = [self.index(t) for t in ids]
         if not (isfinite(lr_factor) and lr_factor >= 0):
             raise StoreError(f"lr_factor must be a finite number, 0 or more, got {lr_factor}")
@@ -220,6 +231,7 @@ class Store:
                 [None if versions is None else versions[t] for t in order],
                 [None if hints is None else hints[t] for t in order],
                 lr_factor,
+                None if outcomes is None else [outcomes[t] for t in order],
             )
         )
 
@@ -290,10 +302,13 @@ class Store:
         _need_array(ids, np.uint64, 1, f"ids of table '{table}'")
         return self._native.erase(self.index(table), ids)
 
-    def reserve_rows(self, table: str, rows: int) -> None:
-        """Makes the index of a table large enough for `rows` rows in all, before many are imported."""
+    def reserve_rows(self, table: str, rows: int, partitions: Sequence[int] | None = None) -> None:
+        """Makes the index of a table large enough for `rows` rows in all, before many are imported.
+
+        `partitions`: room in these alone, as much as each has where all of them share the rows.
+        """
         i = self.index(table)
-        self._call(lambda: self._native.reserve_rows(i, rows))
+        self._call(lambda: self._native.reserve_rows(i, rows, None if partitions is None else list(partitions)))
 
     def clear(self) -> None:
         """Removes every row of every table. Memory is kept for new ones."""
