@@ -22,9 +22,9 @@ struct PushItem {
   uint32_t table;
   const uint64_t* ids;  // distinct
   size_t n;
-  const float* gradients;   // [n, D]
-  const uint8_t* versions;  // [n] or null
-  const uint32_t* hints;    // [n + 1] as pulled, or null; only ever saves a search
+  const float* gradients;        // [n, D]
+  const uint8_t* versions;       // [n] or null
+  const uint32_t* hints;         // [n + 1] as pulled, or null; only ever saves a search
   uint16_t* outcomes = nullptr;  // [n] or null, see PushArgs
 };
 
