@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
+import secrets
 import threading
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from satrap.errors import StoreError
-from satrap.ps.protocol import Ack, PullRequest, PushRequest, Refused, RowBlock, Rows, TableStats
+from satrap.errors import ServiceError, StoreError
+from satrap.ps.protocol import Ack, PullRequest, PushRequest, RowBlock, Rows, TableStats
+from satrap.ps.pushes import Name, Pushes
 from satrap.schema import Job, Table
 from satrap.store import Store
 from satrap.store._native import has_duplicates
+
+DROPPED = Ack()
+"""Stands for the acknowledgement of a push that waited and was dropped."""
 
 
 class LocalService:
     """Implements `ParameterService` and `RowStorage` on a store in this process.
 
     Thread-safe. A push is applied whole before another one starts, so that what a client is told about its last push
-    is true of every table.
+    is true of every table. A push that merges with others waits in its caller's thread until they are there.
 
     >>> from satrap.schema import SGD
     >>> service = LocalService([Table(name="user", dim=2, optimizer=SGD(lr=0.5))], seed=0)
@@ -31,8 +36,11 @@ class LocalService:
 
     def __init__(self, tables: Sequence[Table], *, seed: int, partitions: int = 64, threads: int | None = None) -> None:
         self.store = Store(tables, seed=seed, partitions=partitions, threads=threads)
-        self._pushing = threading.Lock()
-        self._clients: dict[int, tuple[int, int]] = {}
+        self.life = secrets.randbits(63) | 1
+        """Names these rows: another service, or the same one started anew and empty, has another number."""
+        self._turn = threading.Condition()
+        self._pushes = Pushes(self.store)
+        self._waiting: dict[tuple[int, Name], Ack | None] = {}
 
     @classmethod
     def of(cls, job: Job) -> LocalService:
@@ -59,22 +67,34 @@ class LocalService:
 
     def push(self, request: PushRequest) -> Ack:
         """See `ParameterService.push`."""
-        name = (request.epoch, request.seq)
-        with self._pushing:
-            last = self._clients.get(request.client)
-            if last is not None and name <= last:
-                return Ack(duplicate=True)
-            applied, missing, not_finite, staleness = self.store.push_many(
-                dict(request.ids),
-                dict(request.gradients),
-                None if request.versions is None else dict(request.versions),
-                None if request.hints is None else dict(request.hints),
-                lr_factor=request.lr_factor,
-                distinct=request.distinct,
+        key = (request.client, (request.epoch, request.seq))
+        with self._turn:
+            acks = self.offer(request)
+            if request.client in acks:
+                return acks[request.client]
+            self._waiting[key] = None
+            ack: Ack | None = None
+            while ack is None:
+                self._turn.wait()
+                ack = self._waiting[key]
+            del self._waiting[key]
+        if ack is DROPPED:
+            raise ServiceError(
+                f"push (epoch {request.epoch}, seq {request.seq}) of client {request.client} waited for the others of "
+                "its step when the rows were cleared or restored: it was not applied"
             )
-            self._clients[request.client] = name
-        refused = {Refused.MISSING_ROW: missing, Refused.NOT_FINITE: not_finite}
-        return Ack(applied=applied, refused={k: n for k, n in refused.items() if n}, staleness=staleness)
+        return ack
+
+    def offer(self, push: PushRequest, previous: Name | None = None, request: int | None = None) -> Mapping[int, Ack]:
+        """`push` without waiting, for who serves many clients in one thread: see `Pushes.offer`."""
+        name = (push.epoch, push.seq)
+        with self._turn:
+            acks = self._pushes.offer(push, previous, request)
+            for client, ack in acks.items():
+                if (client, name) in self._waiting:
+                    self._waiting[client, name] = ack
+                    self._turn.notify_all()
+        return acks
 
     def stats(self) -> Mapping[str, TableStats]:
         """Size by table."""
@@ -84,9 +104,9 @@ class LocalService:
         """See `RowStorage.export_rows`."""
         return RowBlock(*self.store.export_rows(table, partition))
 
-    def reserve_rows(self, table: str, rows: int) -> None:
-        """See `RowStorage.reserve_rows`."""
-        self.store.reserve_rows(table, rows)
+    def reserve_rows(self, table: str, rows: int, partitions: Sequence[int] | None = None) -> None:
+        """See `RowStorage.reserve_rows`. `partitions`: only in these, which hold their share of the rows."""
+        self.store.reserve_rows(table, rows, partitions)
 
     def import_rows(self, table: str, block: RowBlock) -> None:
         """See `RowStorage.import_rows`."""
@@ -98,16 +118,22 @@ class LocalService:
 
     def clear(self) -> None:
         """See `RowStorage.clear`."""
-        with self._pushing:
+        with self._turn:
             self.store.clear()
-            self._clients.clear()
+            self._reset({})
 
     def clients(self) -> dict[int, tuple[int, int]]:
         """See `RowStorage.clients`."""
-        with self._pushing:
-            return dict(self._clients)
+        with self._turn:
+            return self._pushes.clients()
 
     def set_clients(self, clients: Mapping[int, tuple[int, int]]) -> None:
         """See `RowStorage.set_clients`."""
-        with self._pushing:
-            self._clients = dict(clients)
+        with self._turn:
+            self._reset(clients)
+
+    def _reset(self, clients: Mapping[int, Name]) -> None:
+        for client, name in self._pushes.reset(clients):
+            if (client, name) in self._waiting:
+                self._waiting[client, name] = DROPPED
+        self._turn.notify_all()

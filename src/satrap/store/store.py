@@ -200,7 +200,33 @@ class Store:
 
         `outcomes` [U] by table are filled in: the version a row had before the step, MISSING or NOT_FINITE.
         """
-        index = [self.index(t) for t in ids]
+        self.check_push(ids, gradients, versions, hints, lr_factor=lr_factor, distinct=distinct)
+        order = list(ids)
+        return self._call(
+            lambda: self._native.push(
+                [self._index[t] for t in order],
+                list(ids.values()),
+                [gradients[t] for t in order],
+                [None if versions is None else versions[t] for t in order],
+                [None if hints is None else hints[t] for t in order],
+                lr_factor,
+                None if outcomes is None else [outcomes[t] for t in order],
+            )
+        )
+
+    def check_push(
+        self,
+        ids: dict[str, NDArray[np.uint64]],
+        gradients: dict[str, NDArray[np.float32]],
+        versions: dict[str, NDArray[np.uint8]] | None = None,
+        hints: dict[str, NDArray[np.uint32]] | None = None,
+        *,
+        lr_factor: float = 1.0,
+        distinct: bool = False,
+    ) -> None:
+        """Raises StoreError where `push_many` would, and changes nothing."""
+        for t in ids:
+            self.index(t)
         if not (isfinite(lr_factor) and lr_factor >= 0):
             raise StoreError(f"lr_factor must be a finite number, 0 or more, got {lr_factor}")
         for name in gradients:
@@ -220,20 +246,12 @@ class Store:
                 raise StoreError(f"ids of table '{name}' repeat; sum their gradients first (a ticket does)")
             if versions is not None:
                 _need_array(versions[name], np.uint8, 1, f"versions of table '{name}'")
+                if versions[name].size != x.size:
+                    raise StoreError(f"versions of table '{name}' must be [{x.size}], got [{versions[name].size}]")
             if hints is not None:
                 _need_array(hints[name], np.uint32, 1, f"hints of table '{name}'")
-        order = list(ids)
-        return self._call(
-            lambda: self._native.push(
-                index,
-                list(ids.values()),
-                [gradients[t] for t in order],
-                [None if versions is None else versions[t] for t in order],
-                [None if hints is None else hints[t] for t in order],
-                lr_factor,
-                None if outcomes is None else [outcomes[t] for t in order],
-            )
-        )
+                if hints[name].size != x.size + 1:
+                    raise StoreError(f"hints of table '{name}' must be [{x.size + 1}], got [{hints[name].size}]")
 
     def ticket(self, features: Sequence[TicketFeature], samples: int) -> Ticket:
         """Finds the unique ids of a batch, table by table in order of first occurrence.

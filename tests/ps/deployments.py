@@ -1,0 +1,55 @@
+"""The implementations of a parameter service that one suite holds to the same behaviour, and small helpers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from satrap.ps import Ack, LocalService, PullRequest, PushRequest
+from satrap.schema import SGD, Table, Zeros
+
+Open = Callable[[int], Any]
+"""client → the service as that client sees it."""
+Deployment = Callable[[Sequence[Table], int], AbstractContextManager[Open]]
+"""(tables, partitions) → rows somewhere, and doors to them."""
+Deploy = Callable[..., Open]
+"""A deployment that ends with the test."""
+
+
+@contextmanager
+def local(tables: Sequence[Table], partitions: int = 8) -> Iterator[Open]:
+    service = LocalService(tables, seed=5, partitions=partitions, threads=1)
+    yield lambda client: service
+
+
+DEPLOYMENTS: dict[str, Deployment] = {"local": local}
+
+
+def exact(name: str = "t", dim: int = 2) -> Table:
+    """A table in which integer gradients add up without rounding: SGD with rate 1 from zeros."""
+    return Table(name=name, dim=dim, optimizer=SGD(lr=1.0), initializer=Zeros())
+
+
+def u64(*ids: int) -> NDArray[np.uint64]:
+    return np.array(ids, np.uint64)
+
+
+def pull(service: Any, table: str, ids: NDArray[np.uint64], *, create: bool = False) -> NDArray[np.float32]:
+    values: NDArray[np.float32] = service.pull(PullRequest(ids={table: ids}, create=create)).values[table]
+    return values
+
+
+def push_of(seq: int, ids: NDArray[np.uint64], gradients: Any, *, client: int = 0, **options: Any) -> PushRequest:
+    """A push of table `t`; a number stands for a gradient of that value everywhere, of dim 2."""
+    if not isinstance(gradients, np.ndarray):
+        gradients = np.full((ids.size, 2), gradients, np.float32)
+    options = {"epoch": 0, **options}
+    return PushRequest(client=client, seq=seq, ids={"t": ids}, gradients={"t": gradients}, **options)
+
+
+def outcome(ack: Ack) -> tuple[int, dict[str, int], bool]:
+    return ack.applied, {str(k): n for k, n in ack.refused.items()}, ack.duplicate
