@@ -74,6 +74,7 @@ __all__ = [
     "Uniform",
     "ValueFormat",
     "WideDeep",
+    "WireFormat",
     "Zeros",
     "__version__",
     "hash_strings",

@@ -7,7 +7,8 @@
     ├── CheckpointError   a checkpoint is damaged, incomplete or does not fit
     ├── ServiceError      a parameter server refused a request, or cannot be asked
     │   ├── ServerUnreachable   it did not answer in time
-    │   └── ServerLost          it answers, but the rows it had are gone
+    │   ├── ServerLost          it answers, but the rows it had are gone
+    │   └── WireError           a message is malformed, or larger than allowed
     └── TrainingError     training cannot go on (a loss that is not finite, say)
 
 A message says what went wrong, where (file, column, table, row, offset), the limit beside the value, and what to do
@@ -51,6 +52,10 @@ class ServerUnreachable(ServiceError):  # noqa: N818
 
 class ServerLost(ServiceError):  # noqa: N818
     """A server answers, but it is a new life without the rows it had: training has to go back to a checkpoint."""
+
+
+class WireError(ServiceError):
+    """A message between processes is malformed or larger than allowed. Nothing of it was used."""
 
 
 class TrainingError(SatrapError):

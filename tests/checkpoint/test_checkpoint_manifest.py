@@ -72,6 +72,17 @@ def test_a_manifest_that_says_something_else_is_refused(change: Any, message: st
     assert str(saved) in str(told.value)
 
 
+def test_a_checkpoint_from_before_tables_had_a_wire_format_still_loads(saved: Path) -> None:
+    def forget(tree: dict[str, Any]) -> None:
+        for spec in (*(t["spec"] for t in tree["tables"]), *tree["job"]["tables"]):
+            assert spec.pop("wire") == "fp32"
+
+    content = manifest.read(saved)
+    rewrite(saved, forget)
+    assert manifest.read(saved).tables == content.tables
+    checkpoint.verify(saved)
+
+
 def test_an_edited_manifest_is_refused(saved: Path) -> None:
     text = (saved / "manifest.json").read_text()
     (saved / "manifest.json").write_text(text.replace('"step": 10', '"step": 11', 1))

@@ -96,6 +96,10 @@ def test_a_key_of_another_kind_is_unknown_to_this_one() -> None:
             tree(tables=[{"name": "user", "dim": 8, "format": "fp61"}]),
             "tables.user.format: unknown value 'fp61'",
         ),
+        (
+            tree(tables=[{"name": "user", "dim": 8, "wire": "int4"}]),
+            "tables.user.wire: unknown value 'int4'; did you mean 'int8'?",
+        ),
         (tree(train={"precision": "half"}), "train.precision: unknown value 'half'; known: bf16, fp32"),
     ],
 )

@@ -41,6 +41,7 @@ from satrap.schema import (
     Uniform,
     ValueFormat,
     WideDeep,
+    WireFormat,
     Zeros,
     load_job,
     save_job,
@@ -73,7 +74,13 @@ MODELS = [MLP(hidden=()), DLRM(), DCNv2(low_rank=4), DeepFM(), WideDeep(), Custo
 def test_a_job_with_every_part_set_is_equal_after_saving_and_loading(model: MLP, tmp_path: Path) -> None:
     many = [
         Table(
-            name=f"t{i}", dim=4, format=ValueFormat.FP16, initializer=INITIALIZERS[i % 5], optimizer=o, max_gradient=1.0
+            name=f"t{i}",
+            dim=4,
+            format=ValueFormat.FP16,
+            wire=list(WireFormat)[i % 3],
+            initializer=INITIALIZERS[i % 5],
+            optimizer=o,
+            max_gradient=1.0,
         )
         for i, o in enumerate(OPTIMIZERS)
     ]

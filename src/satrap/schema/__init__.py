@@ -10,7 +10,17 @@ from satrap.schema.files import job_from_dict, job_to_dict, load_job, override, 
 from satrap.schema.job import Checkpointing, Data, EarlyStopping, Job, Schedule, Store, Train
 from satrap.schema.models import DLRM, MLP, Custom, DCNv2, DeepFM, ModelSpec, WideDeep
 from satrap.schema.optimizers import SGD, Adagrad, Adam, AdamW, Ftrl, Optimizer, RowWiseAdagrad
-from satrap.schema.tables import Constant, Initializer, Normal, Table, TruncatedNormal, Uniform, ValueFormat, Zeros
+from satrap.schema.tables import (
+    Constant,
+    Initializer,
+    Normal,
+    Table,
+    TruncatedNormal,
+    Uniform,
+    ValueFormat,
+    WireFormat,
+    Zeros,
+)
 
 __all__ = [
     "DLRM",
@@ -47,6 +57,7 @@ __all__ = [
     "Uniform",
     "ValueFormat",
     "WideDeep",
+    "WireFormat",
     "Zeros",
     "job_from_dict",
     "job_to_dict",

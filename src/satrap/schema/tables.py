@@ -15,6 +15,28 @@ class ValueFormat(StrEnum):
     FP16 = "fp16"
 
 
+class WireFormat(StrEnum):
+    """How values and gradients travel between processes. In one process nothing travels, and it has no effect."""
+
+    FP32 = "fp32"
+    """As they are."""
+    FP16 = "fp16"
+    """Half the bytes, 11 significant bits, with a power of two as the scale of a batch."""
+    INT8 = "int8"
+    """A quarter of the bytes: 255 steps between minus and plus a row's largest magnitude."""
+
+    def section_bytes(self, rows: int, dim: int) -> int:
+        """Bytes of `rows` rows of `dim` values in a message, the padding to a multiple of 4 included.
+
+        >>> [f.section_bytes(rows=3, dim=5) for f in WireFormat]
+        [60, 32, 28]
+        """
+        if self is WireFormat.FP32:
+            return 4 * rows * dim
+        raw = 2 * rows * dim if self is WireFormat.FP16 else rows * (4 + dim)
+        return (raw + 3) & ~3
+
+
 class Uniform(Spec, frozen=True, kw_only=True, tag_field="kind", tag="uniform"):
     """Values uniform in [low, high)."""
 
@@ -57,6 +79,9 @@ class Table(Spec, frozen=True, kw_only=True):
     """Values a row (D), 1 to 4096."""
     format: ValueFormat = ValueFormat.FP32
     """fp16 halves the memory of values; gradients and state stay fp32."""
+    wire: WireFormat = WireFormat.FP32
+    """fp16 and int8 send fewer bytes between workers and servers, each value rounded on its way. For tables whose rows
+    the network is too slow for."""
     initializer: Initializer = Uniform()
     """A row is made on its first training pull from (job seed, table name, id) alone."""
     optimizer: Optimizer | None = None
