@@ -48,11 +48,12 @@ def _plain(cls: type[m.Message], kind: Kind) -> _Codec:
 _BY_CLASS: dict[type[m.Message], _Codec] = {
     m.Hello: _Codec(Kind.HELLO, control.write_hello, control.read_hello),
     m.Welcome: _Codec(Kind.WELCOME, control.write_welcome, control.read_welcome),
-    m.Pull: _Codec(Kind.PULL, rows.write_pull, rows.read_pull, rows.CREATE, 2, True),
+    m.Pull: _Codec(Kind.PULL, rows.write_pull, rows.read_pull, rows.CREATE | rows.AFTER, 2, True),
     m.RowsReply: _Codec(Kind.ROWS_REPLY, rows.write_rows_reply, rows.read_rows_reply, 0, 3, True),
     m.Push: _Codec(Kind.PUSH, rows.write_push, rows.read_push, rows.VERSIONS | rows.PREVIOUS, 3, True),
     m.AckReply: _Codec(Kind.ACK_REPLY, control.write_ack_reply, control.read_ack_reply, control.DUPLICATE),
     m.Gap: _Codec(Kind.GAP, control.write_gap, control.read_gap, control.LAST),
+    m.Held: _Codec(Kind.HELD, control.write_held, control.read_held),
     m.Failure: _Codec(Kind.FAILURE, control.write_failure, control.read_failure),
     m.Done: _Codec(Kind.DONE, control.write_done, control.read_done),
     m.Tables: _plain(m.Tables, Kind.TABLES),

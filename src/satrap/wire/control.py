@@ -20,6 +20,7 @@ from satrap.wire.messages import (
     ExportRows,
     Failure,
     Gap,
+    Held,
     Hello,
     Message,
     MetricsReply,
@@ -46,6 +47,9 @@ _NUMBER = struct.Struct("<Q")
 _SIZE = struct.Struct("<QQQQ")
 _EXPORT = struct.Struct("<QQII")
 _RESERVE = struct.Struct("<QII")
+_HELD = struct.Struct("<II")
+_PARTITION = struct.Struct("<H")
+PARTITIONS_MAX = 65536
 
 M = TypeVar("M", bound=Message)
 
@@ -121,6 +125,15 @@ def read_gap(o: Opened) -> Gap:
     return Gap(**carried(o), last=(epoch, seq) if o.flag(LAST) else None)
 
 
+def write_held(m: Held) -> Parts:
+    return Parts(body=pack(_HELD, "HELD", m.there, m.merge))
+
+
+def read_held(o: Opened) -> Held:
+    there, merge = o.take(_HELD)
+    return Held(**carried(o), there=there, merge=merge)
+
+
 def write_failure(m: Failure) -> Parts:
     text = m.text.encode("utf-8", "replace")[:FAILURE_BYTES].decode("utf-8", "ignore")
     return Parts(body=pack(_NUMBER, "FAILURE", m.code) + text_bytes(text, "FAILURE"))
@@ -178,13 +191,17 @@ def read_export_rows(o: Opened) -> ExportRows:
 
 
 def write_reserve_rows(m: ReserveRows) -> Parts:
-    return Parts(body=pack(_RESERVE, "RESERVE_ROWS", m.rows, m.table, 0))
+    body = pack(_RESERVE, "RESERVE_ROWS", m.rows, m.table, len(m.partitions))
+    return Parts(body=body + b"".join(pack(_PARTITION, "RESERVE_ROWS", p) for p in m.partitions))
 
 
 def read_reserve_rows(o: Opened) -> ReserveRows:
-    rows, table, zero = o.take(_RESERVE)
-    _need_zero(o, zero)
-    return ReserveRows(**carried(o), table=table, rows=rows)
+    rows, table, n = o.take(_RESERVE)
+    if n > PARTITIONS_MAX:
+        raise WireError(f"RESERVE_ROWS: {n} partitions, the limit is {PARTITIONS_MAX}")
+    o.need(n * _PARTITION.size)
+    partitions = tuple(o.take(_PARTITION)[0] for _ in range(n))
+    return ReserveRows(**carried(o), table=table, rows=rows, partitions=partitions)
 
 
 def write_clients(m: ClientsReply | SetClients) -> Parts:

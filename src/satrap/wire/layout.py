@@ -37,6 +37,7 @@ class Kind(IntEnum):
     GAP = 7
     FAILURE = 8
     DONE = 9
+    HELD = 10
     TABLES = 16
     TABLES_REPLY = 17
     STATS = 18

@@ -5,8 +5,8 @@ Arrays of a decoded message are read-only views of the frames it came in, and ke
 
     request                         reply
     Hello                           Welcome
-    Pull                            RowsReply
-    Push                            AckReply, or Gap
+    Pull                            RowsReply, or Gap
+    Push                            AckReply, Held, or Gap
     Tables, Stats                   TablesReply, StatsReply
     ExportRows                      BlockReply
     Clients                         ClientsReply
@@ -101,6 +101,8 @@ class Pull(Message):
     """[U], one table behind the other."""
     create: bool = False
     """True: missing rows are made."""
+    after: Name | None = None
+    """The client's last push to this server that these rows must have seen; None: the rows as they are."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -132,6 +134,9 @@ class Push(Message):
     """The client's push to this server before this one; None: it is the first, or the client does not say."""
     merge: int = 1
     lr_factor: float = 1.0
+    pulled: int = 0
+    """Request number of the pull that these ids are of: where the server keeps what it found then, it need not search
+    again. 0, or one it does not know any more: it searches."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -148,10 +153,21 @@ class AckReply(Message):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Gap(Message):
-    """A push came before the one that precedes it. Nothing was applied: send what is missing, then this one again."""
+    """A push came before the one that precedes it, or a pull before a push it must see. Nothing was done: send what is
+    missing, then this one again."""
 
     last: Name | None
     """The client's last push that did come."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Held(Message):
+    """A push that was sent again waits for the others of its step. It will be answered when they are there."""
+
+    there: int
+    """Pushes of the step that are there."""
+    merge: int
+    """Pushes of the step."""
 
 
 class Code(IntEnum):
@@ -265,6 +281,8 @@ class ReserveRows(Message):
 
     table: int
     rows: int
+    partitions: tuple[int, ...] = ()
+    """Those whose share of the room is wanted here: the ones this server owns."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

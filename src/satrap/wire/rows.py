@@ -15,10 +15,11 @@ from satrap.wire.layout import Kind, over, pack, rows_of, values_bytes, view_of
 from satrap.wire.messages import BlockReply, Erase, ImportRows, Pull, Push, RowsReply, Section
 from satrap.wire.parts import Parts, carried
 
-CREATE = 1
+CREATE, AFTER = 1, 2
 VERSIONS, PREVIOUS = 1, 2
 
-_PUSH = struct.Struct("<QQQQQdII")
+_PULL = struct.Struct("<QQ")
+_PUSH = struct.Struct("<QQQQQdIIQ")
 _BLOCK = struct.Struct("<QQII")
 _DTYPES: dict[WireFormat, Any] = {WireFormat.FP32: np.float32, WireFormat.FP16: np.float16}
 _FORMATS = {np.dtype(np.float32): WireFormat.FP32, np.dtype(np.float16): WireFormat.FP16}
@@ -27,12 +28,23 @@ _FORMATS = {np.dtype(np.float32): WireFormat.FP32, np.dtype(np.float16): WireFor
 def write_pull(m: Pull) -> Parts:
     rows = rows_of(m.sections)
     _check_wanted("PULL", m.sections)
-    return Parts(CREATE if m.create else 0, m.sections, frames=(_frame("PULL", "ids", m.ids, np.uint64, rows),))
+    flags = (CREATE if m.create else 0) | (AFTER if m.after is not None else 0)
+    body = pack(_PULL, "PULL", *(m.after or (0, 0)))
+    return Parts(flags, m.sections, body, (_frame("PULL", "ids", m.ids, np.uint64, rows),))
 
 
 def read_pull(o: Opened) -> Pull:
     _check_wanted(o.where, o.sections)
-    return Pull(**carried(o), sections=o.sections, ids=_ids(o), create=o.flag(CREATE))
+    after = o.take(_PULL)
+    if after != (0, 0) and not o.flag(AFTER):
+        raise WireError("PULL: a field without a meaning must be zero")
+    return Pull(
+        **carried(o),
+        sections=o.sections,
+        ids=_ids(o),
+        create=o.flag(CREATE),
+        after=(after[0], after[1]) if o.flag(AFTER) else None,
+    )
 
 
 def write_rows_reply(m: RowsReply) -> Parts:
@@ -63,12 +75,12 @@ def write_push(m: Push) -> Parts:
     if m.versions is not None:
         flags |= VERSIONS
         frames.append(_frame("PUSH", "versions", m.versions, np.uint8, rows))
-    body = pack(_PUSH, "PUSH", m.client, m.epoch, m.seq, *previous, m.lr_factor, m.merge, 0)
+    body = pack(_PUSH, "PUSH", m.client, m.epoch, m.seq, *previous, m.lr_factor, m.merge, 0, m.pulled)
     return Parts(flags, m.sections, body, tuple(frames))
 
 
 def read_push(o: Opened) -> Push:
-    client, epoch, seq, before_epoch, before_seq, lr_factor, merge, zero = o.take(_PUSH)
+    client, epoch, seq, before_epoch, before_seq, lr_factor, merge, zero, pulled = o.take(_PUSH)
     previous = (before_epoch, before_seq)
     if zero != 0 or (previous != (0, 0) and not o.flag(PREVIOUS)):
         raise WireError("PUSH: a field without a meaning must be zero")
@@ -85,6 +97,7 @@ def read_push(o: Opened) -> Push:
         previous=previous if o.flag(PREVIOUS) else None,
         merge=merge,
         lr_factor=lr_factor,
+        pulled=pulled,
     )
 
 
