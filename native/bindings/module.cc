@@ -1,7 +1,5 @@
 // Python's view of the native core: arrays in, arrays out. No logic lives here; satrap.store gives it names
 // and docs.
-#include <nanobind/nanobind.h>
-#include <nanobind/ndarray.h>
 #include <nanobind/stl/optional.h>
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/tuple.h>
@@ -12,27 +10,16 @@
 #include <mutex>
 #include <optional>
 #include <shared_mutex>
-#include <stdexcept>
 #include <unordered_set>
 
 #include "base/hash.h"
+#include "bindings/arrays.h"
 #include "table/store.h"
 #include "table/ticket.h"
 
-namespace nb = nanobind;
 using namespace satrap;
 
-template <typename T, typename... Rest>
-using In = nb::ndarray<const T, nb::c_contig, nb::device::cpu, Rest...>;
-template <typename T, typename... Rest>
-using Out = nb::ndarray<T, nb::c_contig, nb::device::cpu, Rest...>;
-using Ids = In<uint64_t, nb::ndim<1>>;
-
 namespace {
-
-void need(bool ok, const char* message) {
-  if (!ok) throw std::invalid_argument(message);
-}
 
 TableSpec table_spec(uint32_t dim, int format, int optimizer, const std::vector<float>& o, int initializer,
                      float a, float b, float max_gradient, uint64_t key) {
@@ -47,14 +34,6 @@ TableSpec table_spec(uint32_t dim, int format, int optimizer, const std::vector<
   s.max_gradient = max_gradient;
   s.key = key;
   return s;
-}
-
-// Numpy arrays that own their memory, made without a copy.
-template <typename T>
-nb::ndarray<nb::numpy, T> owned(std::unique_ptr<T[]> data, std::initializer_list<size_t> shape) {
-  T* p = data.release();
-  return nb::ndarray<nb::numpy, T>(p, shape,
-                                   nb::capsule(p, [](void* q) noexcept { delete[] static_cast<T*>(q); }));
 }
 
 struct PyTicket {
@@ -362,4 +341,5 @@ NB_MODULE(_native, m) {
     return owned(std::move(out), {ids.shape(0)});
   });
   m.def("instruction_level", [] { return kernels().name; });
+  bind_wire(m);
 }

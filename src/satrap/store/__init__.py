@@ -5,5 +5,18 @@ set number of threads. May import: schema, observe, errors. Must never: import t
 """
 
 from satrap.store.store import MISSING, NOT_FINITE, Store, Ticket, TicketFeature
+from satrap.store.wire import decode_rows, encode_rows, fp16_scale, gather, route, scatter
 
-__all__ = ["MISSING", "NOT_FINITE", "Store", "Ticket", "TicketFeature"]
+__all__ = [
+    "MISSING",
+    "NOT_FINITE",
+    "Store",
+    "Ticket",
+    "TicketFeature",
+    "decode_rows",
+    "encode_rows",
+    "fp16_scale",
+    "gather",
+    "route",
+    "scatter",
+]

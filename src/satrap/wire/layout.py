@@ -216,10 +216,10 @@ def view_of(frame: memoryview, dtype: Any, shape: tuple[int, ...]) -> NDArray[An
     """A frame, whose length was checked, as a read-only array.
 
     Sockets hand small frames over at any address. Those are copied, since native code reads numbers only where they
-    are aligned.
+    are aligned, and bytes may be rows.
     """
     array = np.frombuffer(frame, dtype)
-    if not array.flags.aligned:
+    if array.__array_interface__["data"][0] % 8:
         array = array.copy()
     array.flags.writeable = False
     return array.reshape(shape)
