@@ -9,7 +9,7 @@ import numpy as np
 
 from satrap.errors import WireError
 from satrap.wire.body import Opened, clients_bytes, text_bytes
-from satrap.wire.layout import pack
+from satrap.wire.layout import over, pack
 from satrap.wire.messages import (
     REASONS,
     STALENESS_BINS,
@@ -145,7 +145,10 @@ def read_failure(o: Opened) -> Failure:
         code = Code(number)
     except ValueError as e:
         raise WireError(f"FAILURE: unknown code {number}") from e
-    return Failure(**carried(o), code=code, text=o.text())
+    text = o.text()
+    if len(text.encode()) > FAILURE_BYTES:
+        raise over("FAILURE", "bytes of text", len(text.encode()), FAILURE_BYTES)
+    return Failure(**carried(o), code=code, text=text)
 
 
 def write_done(m: Done) -> Parts:
