@@ -158,8 +158,8 @@ class BinaryMetrics:
             np.add.at(self._histogram, cell, u)
             self._weight += float(u.sum())
             self._positive_weight += float(u[truth].sum())
-            self._loss += float(u @ loss)
-            self._predicted += float(u @ p)
+            self._loss += float((u * loss).sum())
+            self._predicted += float((u * p).sum())
 
     def _keep(
         self, truth: NDArray[np.bool_], score: NDArray[Any], w: NDArray[Any] | None, *, probability: bool

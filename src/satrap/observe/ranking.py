@@ -26,8 +26,8 @@ def binned_auc(negative: Floats, positive: Floats) -> tuple[float, float]:
     if not pairs > 0:
         return float("nan"), float("nan")
     below = np.cumsum(negative) - 0.5 * negative
-    tied = float(positive @ negative)
-    return float(positive @ below) / float(pairs), 0.5 * tied / float(pairs)
+    tied = float((positive * negative).sum())
+    return float((positive * below).sum()) / float(pairs), 0.5 * tied / float(pairs)
 
 
 def exact_auc(scores: NDArray[np.float32], labels: NDArray[np.bool_], weights: Floats | None = None) -> float:

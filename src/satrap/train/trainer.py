@@ -35,6 +35,7 @@ from satrap.schema import Job, save_job
 from satrap.train.cores import compute_threads
 from satrap.train.evaluation import evaluate, predict
 from satrap.train.interrupt import Interrupts
+from satrap.train.memory import garbage_of_the_loop_only, keep_freed_memory
 from satrap.train.reporting import Report
 from satrap.train.results import Evaluation, Result, Size, Stopped
 from satrap.train.run import Run
@@ -81,12 +82,13 @@ class Trainer:
         `service` None: fresh tables in this process. `progress` False is silent; else it is live on a terminal and a
         line every few seconds elsewhere. `plots` False leaves out the pictures at the end of `fit` (about a second).
 
-        Sets the number of threads torch computes with, for the whole process.
+        Sets the number of threads torch computes with, and lets glibc keep freed memory, for the whole process.
         """
         self.job = job
         self.run_dir = Path(run_dir) if run_dir is not None else _fresh_run_dir(job)
         self.device = device_of(job.train.device)
         compute_threads(job.train.threads or cores_available())
+        keep_freed_memory()
         if model is None:
             torch.manual_seed(job.seed)
             model = models.build(job)
@@ -128,7 +130,8 @@ class Trainer:
             report = stack.enter_context(Report(self.job, self.run_dir, self.service, self._progress))
             interrupts = stack.enter_context(Interrupts(report.notify))
             run = self._open_run(sources, loaded, report, interrupts)
-            stopped = run.train()
+            with garbage_of_the_loop_only():
+                stopped = run.train()
             result = self._conclude(run, stopped, started)
             report.finished(run.state, result)
         if self._plots and stopped != "interrupted":
