@@ -6,6 +6,7 @@ the GIL, runs in the caller's thread, and gives the same bits on every instructi
 
 from __future__ import annotations
 
+from math import frexp
 from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
@@ -142,8 +143,9 @@ def scatter(array: NDArray[T], positions: NDArray[np.uint32], out: NDArray[T]) -
 
 
 def _move(move: object, array: NDArray[T], indices: NDArray[np.uint32], out: NDArray[T]) -> None:
-    dtype = array.dtype.type
-    if dtype not in (np.uint64, np.uint8):
+    # Compared as dtypes: ids from native code may have another class of the same 64 bits.
+    dtype = np.uint64 if array.dtype == np.uint64 else np.uint8
+    if array.dtype != dtype:
         raise StoreError(f"elements must be uint64 or uint8, got {array.dtype}")
     _need(array, dtype, 1, "the array")
     _need(out, dtype, 1, "out")
@@ -156,7 +158,7 @@ def _move(move: object, array: NDArray[T], indices: NDArray[np.uint32], out: NDA
 def _check_scale(format: WireFormat, scale: float) -> None:
     if scale != 1.0 and format is not WireFormat.FP16:
         raise StoreError(f"{format.value} has no scale of its own, got {scale}")
-    if not 2.0**-126 <= scale <= 2.0**127:
+    if not 2.0**-126 <= scale <= 2.0**127 or frexp(scale)[0] != 0.5:
         raise StoreError(f"a scale must be a power of two, 2^-126 to 2^127, got {scale}")
 
 
