@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from satrap.ps import Ack, LocalService, PullRequest, PushRequest
+from satrap.ps import Ack, LocalService, PullRequest, PushRequest, RemoteService
 from satrap.schema import SGD, Table, Zeros
+from satrap.testing import Cluster, Faults
 
 Open = Callable[[int], Any]
 """client → the service as that client sees it."""
@@ -26,7 +27,29 @@ def local(tables: Sequence[Table], partitions: int = 8) -> Iterator[Open]:
     yield lambda client: service
 
 
-DEPLOYMENTS: dict[str, Deployment] = {"local": local}
+def remote(servers: int, faults: Faults | None = None) -> Deployment:
+    @contextmanager
+    def deployment(tables: Sequence[Table], partitions: int = 8) -> Iterator[Open]:
+        with Cluster(tables, servers=servers, partitions=partitions, seed=5, faults=faults) as cluster:
+            clients: dict[int, RemoteService] = {}
+
+            def door(client: int) -> RemoteService:
+                if client not in clients:
+                    clients[client] = cluster.connect(client)
+                return clients[client]
+
+            yield door
+
+    return deployment
+
+
+BAD = Faults(drop=0.1, duplicate=0.1, reorder=0.2)
+DEPLOYMENTS: dict[str, Deployment] = {
+    "local": local,
+    "one server": remote(1),
+    "three servers": remote(3),
+    "two servers behind a bad network": remote(2, BAD),
+}
 
 
 def exact(name: str = "t", dim: int = 2) -> Table:

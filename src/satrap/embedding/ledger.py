@@ -36,6 +36,7 @@ class Ledger:
             self.duplicates += sent
             return
         self.applied += ack.applied
+        self.duplicates += ack.repeated
         for reason, n in ack.refused.items():
             self.refused[reason] = self.refused.get(reason, 0) + n
         self.staleness += ack.staleness

@@ -139,9 +139,7 @@ def load_client_keys(path: str | Path) -> ClientKeys:
     """Reads the key file of a role. Raises ServiceError as `load_server_keys` does."""
     content = _read(Path(path))
     if content.holder == "server":
-        raise ServiceError(
-            f"{path} holds the keys of a server; a client needs that of its role, such as worker.key"
-        )
+        raise ServiceError(f"{path} holds the keys of a server; a client needs that of its role, such as worker.key")
     return ClientKeys(Role[content.holder.upper()], KeyPair(content.public, content.secret), content.server)
 
 

@@ -8,12 +8,11 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from satrap.errors import ServiceError, StoreError
+from satrap.errors import ServiceError
 from satrap.ps.protocol import Ack, PullRequest, PushRequest, RowBlock, Rows, TableStats
-from satrap.ps.pushes import Name, Pushes
+from satrap.ps.pushes import MissingPush, Name, Pushes
 from satrap.schema import Job, Table
 from satrap.store import Store
-from satrap.store._native import has_duplicates
 
 DROPPED = Ack()
 """Stands for the acknowledgement of a push that waited and was dropped."""
@@ -58,11 +57,9 @@ class LocalService:
 
     def pull(self, request: PullRequest) -> Rows:
         """See `ParameterService.pull`."""
-        if not request.distinct:
-            for name, ids in request.ids.items():
-                if isinstance(ids, np.ndarray) and ids.dtype == np.uint64 and ids.ndim == 1 and has_duplicates(ids):
-                    raise StoreError(f"ids of table '{name}' repeat in one pull; ask for each once")
-        values, versions, hints = self.store.pull_many(dict(request.ids), create=request.create)
+        ids = dict(request.ids)
+        self.store.check_ids(ids, distinct=request.distinct)
+        values, versions, hints = self.store.pull_many(ids, create=request.create)
         return Rows(values=values, versions=versions, hints=hints)
 
     def push(self, request: PushRequest) -> Ack:
@@ -95,6 +92,35 @@ class LocalService:
                     self._waiting[client, name] = ack
                     self._turn.notify_all()
         return acks
+
+    def has(self, client: int, name: Name) -> bool:
+        """Whether this push, or a later one of the client, was applied."""
+        with self._turn:
+            last = self._pushes.clients().get(client)
+        return last is not None and name <= last
+
+    def need(self, client: int, name: Name) -> None:
+        """Raises MissingPush unless this push of the client has come: it is applied, or waits for others."""
+        with self._turn:
+            last = self._pushes.received(client)
+        if last is None or name > last:
+            raise MissingPush(name, last)
+
+    @property
+    def held(self) -> int:
+        """Pushes that wait for others of their step."""
+        with self._turn:
+            return self._pushes.held
+
+    def step_of(self, name: Name) -> tuple[int, int]:
+        """(pushes that are there, pushes of the step) of a held push; (0, 0) where none of this name is held."""
+        with self._turn:
+            return self._pushes.step_of(name)
+
+    def drop_held(self) -> None:
+        """Forgets the pushes that wait for others of their step; who waits for them in this process is told so."""
+        with self._turn:
+            self._reset(self._pushes.clients())
 
     def stats(self) -> Mapping[str, TableStats]:
         """Size by table."""

@@ -84,11 +84,14 @@ STALENESS_BINS = 257
 
 @dataclass(slots=True)
 class Ack:
-    """What became of one push: applied + Σ refused = gradients sent; a duplicate applies nothing."""
+    """What became of one push: applied + Σ refused + repeated = gradients sent; a duplicate applies nothing."""
 
     applied: int = 0
     refused: dict[Refused, int] = field(default_factory=dict)
     duplicate: bool = False
+    repeated: int = 0
+    """Gradients that only some of several servers had received before: the rest of this push was applied or refused.
+    0 where `duplicate`, which holds for all of it."""
     staleness: NDArray[np.int64] = field(default_factory=lambda: np.zeros(STALENESS_BINS, np.int64))
     """[257] gradients by row updates between pull and apply."""
 

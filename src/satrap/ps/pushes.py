@@ -130,6 +130,10 @@ class Pushes:
         """Client → its last push that was applied."""
         return dict(self._applied)
 
+    def received(self, client: int) -> Name | None:
+        """The last push of a client that was applied or is held."""
+        return self._received.get(client)
+
     def reset(self, clients: Mapping[int, Name]) -> list[tuple[int, Name]]:
         """Sets what was applied last, and drops the pushes that are held: returns their clients and names."""
         dropped = [(client, name) for name, step in self._steps.items() for client in step.pushes]
@@ -144,7 +148,7 @@ class Pushes:
         """Pushes that wait for others of their step."""
         return sum(len(s.pushes) for s in self._steps.values())
 
-    def missing(self, name: Name) -> tuple[int, int]:
+    def step_of(self, name: Name) -> tuple[int, int]:
         """(pushes that are there, pushes of the step); (0, 0) where no push of this name is held."""
         step = self._steps.get(name)
         return (0, 0) if step is None else (len(step.pushes), step.merge)

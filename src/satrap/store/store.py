@@ -145,6 +145,24 @@ class Store:
         The third result, hints [N + 1], says where the rows were found. Given to the push of the same ids it saves
         the search for them; it never changes the result.
         """
+        return self._pull(ids, create)[2:]
+
+    def pull_flat(
+        self, ids: dict[str, NDArray[np.uint64]], *, create: bool
+    ) -> tuple[NDArray[np.float32], NDArray[np.uint8], dict[str, NDArray[np.uint32]]]:
+        """`pull_many` with the values of all tables one behind the other, and their versions."""
+        values, versions, _, _, hints = self._pull(ids, create)
+        return values, versions, hints
+
+    def _pull(
+        self, ids: dict[str, NDArray[np.uint64]], create: bool
+    ) -> tuple[
+        NDArray[np.float32],
+        NDArray[np.uint8],
+        dict[str, NDArray[np.float32]],
+        dict[str, NDArray[np.uint8]],
+        dict[str, NDArray[np.uint32]],
+    ]:
         index = [self.index(t) for t in ids]
         for name, x in ids.items():
             _need_array(x, np.uint64, 1, f"ids of table '{name}'")
@@ -166,7 +184,7 @@ class Store:
                 index, list(ids.values()), list(values.values()), list(versions.values()), list(hints.values()), create
             )
         )
-        return values, versions, hints
+        return flat, flat_versions, values, versions, hints
 
     def push(
         self,
@@ -252,6 +270,14 @@ class Store:
                 _need_array(hints[name], np.uint32, 1, f"hints of table '{name}'")
                 if hints[name].size != x.size + 1:
                     raise StoreError(f"hints of table '{name}' must be [{x.size + 1}], got [{hints[name].size}]")
+
+    def check_ids(self, ids: dict[str, NDArray[np.uint64]], *, distinct: bool) -> None:
+        """Raises StoreError for an unknown table, an array that holds no ids, or, unless `distinct`, repeated ids."""
+        for name, x in ids.items():
+            self.index(name)
+            _need_array(x, np.uint64, 1, f"ids of table '{name}'")
+            if not distinct and _native.has_duplicates(x):
+                raise StoreError(f"ids of table '{name}' repeat in one pull; ask for each once")
 
     def ticket(self, features: Sequence[TicketFeature], samples: int) -> Ticket:
         """Finds the unique ids of a batch, table by table in order of first occurrence.
@@ -357,6 +383,22 @@ class Store:
         state: NDArray[np.float32],
     ) -> None:
         """Adds or replaces rows, of any partition, as `export_rows` gave them. Their versions start at 0."""
+        self.check_rows(table, ids, values, state)
+        row_bytes = self.specs[self.index(table)].dim * values.itemsize
+        self._call(
+            lambda: self._native.import_rows(
+                self.index(table), ids, values.view(np.uint8).reshape(ids.size, row_bytes), state
+            )
+        )
+
+    def check_rows(
+        self,
+        table: str,
+        ids: NDArray[np.uint64],
+        values: NDArray[np.float32] | NDArray[np.float16],
+        state: NDArray[np.float32],
+    ) -> None:
+        """Raises StoreError where `import_rows` would, and changes nothing."""
         i = self.index(table)
         dim, width = self.specs[i].dim, self.specs[i].state_floats
         _need_array(ids, np.uint64, 1, f"ids of table '{table}'")
@@ -367,11 +409,6 @@ class Store:
                 f"rows of table '{table}' must be values [{ids.size}, {dim}] and state [{ids.size}, {width}], "
                 f"got {list(values.shape)} and {list(state.shape)}"
             )
-        self._call(
-            lambda: self._native.import_rows(
-                i, ids, values.view(np.uint8).reshape(ids.size, dim * values.itemsize), state
-            )
-        )
 
     def initial_values(self, table: str, row_id: int) -> NDArray[np.float32]:
         """What the row of an id starts as, in fp32: a function of (seed, table name, id) alone."""

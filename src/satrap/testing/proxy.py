@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import heapq
 import itertools
+import math
 import random
 import threading
 import time
@@ -13,10 +14,12 @@ from typing import Any
 
 import zmq
 
+from satrap.ps.server import endpoint_of
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Faults:
-    """What happens to messages, each way alike. Probabilities are of one message, 0 to 1. The default is a good wire."""
+    """What happens to messages, each way alike. Probabilities are of one message. The default is a good wire."""
 
     drop: float = 0.0
     """It never arrives."""
@@ -61,7 +64,7 @@ class FaultProxy:
         self._front.linger = 0
         self._front.set_hwm(0)
         self._front.bind("tcp://127.0.0.1:*")
-        self.address = str(self._front.last_endpoint.decode())
+        self.address = endpoint_of(self._front)
         """What clients connect to."""
         self._backs: dict[bytes, zmq.Socket[bytes]] = {}
         self._clients: dict[zmq.Socket[bytes], bytes] = {}
@@ -97,7 +100,7 @@ class FaultProxy:
             wait = 50.0
             if self._due:
                 wait = min(wait, max(0.0, (self._due[0][0] - time.monotonic()) * 1000))
-            for socket, _ in poller.poll(wait):
+            for socket, _ in poller.poll(math.ceil(wait)):
                 self._receive(socket, poller)
             self._deliver()
         self._context.destroy(linger=0)

@@ -102,7 +102,7 @@ class Pull(Message):
     create: bool = False
     """True: missing rows are made."""
     after: Name | None = None
-    """The client's last push to this server that these rows must have seen; None: the rows as they are."""
+    """The client's last push to this server that must have come before these rows are read; None: none."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

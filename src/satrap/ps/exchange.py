@@ -1,0 +1,396 @@
+"""Requests to servers and their answers: sent again until answered, in order, within a deadline. S servers.
+
+There is no thread for this. Whoever waits for an answer moves the messages of everyone who waits, and hands the part
+over when its own answer is there: one thread that asks and waits never has to be woken by another.
+
+    send ──► outbox ──► socket ··········► server
+                                             │
+    wait ◄── answers by request number ◄─────┘     asked again after `resend_s`, 2, 4, 8 times that …
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import secrets
+import socket
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import zmq
+
+from satrap.errors import ServerLost, ServerUnreachable, ServiceError, StoreError, WireError
+from satrap.ps.keys import ClientKeys
+from satrap.wire import Code, Failure, Gap, Held, Hello, Message, Push, Welcome, decode, encode
+from satrap.wire.limits import Limits
+
+RESEND_MAX = 8
+"""Times `resend_s` that a request waits at most before it is sent again."""
+GAPS_MAX = 6
+"""Times a push may be told that its predecessor is missing while that has been acknowledged."""
+HEARTBEAT_MS = 5_000
+"""How often an idle connection is tried, so that one that died without a word is made anew."""
+
+
+@dataclass(slots=True, eq=False)
+class Call:
+    """A request under way. Made by `Exchange.send`, owned by it until `done`."""
+
+    server: int
+    message: Message
+    expires_at: float
+    wait_s: float
+    send_at: float = 0.0
+    tries: int = 0
+    gaps: int = 0
+    held: Held | None = None
+    done: bool = False
+    answer: Message | None = None
+    error: Exception | None = None
+
+
+@dataclass(slots=True, eq=False)
+class _Link:
+    """The connection to one server."""
+
+    server: int
+    address: str
+    socket: Any
+    pending: dict[int, Call] = field(default_factory=dict)
+    """By request number, in the order in which they were first sent."""
+    life: int = 0
+    greeting: Call | None = None
+    greeted: bool = False
+    lost: ServiceError | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Patience:
+    """How long a client waits. A deadline holds for one request, from when it is first sent."""
+
+    transfer_deadline_s: float = 600.0
+    """Until a server that does not answer a request that moves many rows is called unreachable."""
+    step_deadline_s: float = 1800.0
+    """How long a push may wait for those of other clients that make one step with it."""
+    resend_s: float = 1.0
+    """Until a request is sent again for the first time; then twice, four times, … that, up to eight."""
+
+
+class Exchange:
+    """Sends requests to S servers and finds their answers. Thread-safe.
+
+    A server that has another life than at the first answer is lost for good: every request to it raises ServerLost.
+    """
+
+    def __init__(
+        self,
+        addresses: Sequence[str],
+        hello: Hello,
+        *,
+        deadline_s: float,
+        patience: Patience,
+        limits: Limits,
+        keys: ClientKeys | None = None,
+        welcome: Callable[[int, Welcome], None],
+        window: int = 64,
+    ) -> None:
+        self._hello, self._deadline_s, self._patience = hello, deadline_s, patience
+        self._limits, self._welcome = limits, welcome
+        self._window = window
+        self._numbers = itertools.count(secrets.randbits(62))
+        self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context(io_threads=1)
+        self._poller = zmq.Poller()
+        self._links = [self._connect(i, a, keys) for i, a in enumerate(addresses)]
+        self._by_socket = {link.socket: link for link in self._links}
+        self._woken, self._waker = socket.socketpair()
+        self._woken.setblocking(False)
+        self._waker.setblocking(False)
+        self._poller.register(self._woken, zmq.POLLIN)
+        self._turn = threading.Condition()
+        self._driving = False
+        self._outbox: deque[Call] = deque()
+        self._closed = False
+        self.resent = 0
+        """Messages sent again so far."""
+
+    def _connect(self, server: int, address: str, keys: ClientKeys | None) -> _Link:
+        s = self._context.socket(zmq.DEALER)
+        s.linger = 0
+        s.set_hwm(0)
+        s.setsockopt(zmq.MAXMSGSIZE, self._limits.frame_bytes)
+        s.setsockopt(zmq.HEARTBEAT_IVL, HEARTBEAT_MS)
+        s.setsockopt(zmq.RECONNECT_IVL, 50)
+        s.setsockopt(zmq.RECONNECT_IVL_MAX, 2000)
+        if keys is not None:
+            s.curve_serverkey = keys.server.encode()
+            s.curve_publickey, s.curve_secretkey = keys.own.public.encode(), keys.own.secret.encode()
+        try:
+            s.connect(address)
+        except zmq.ZMQError as e:
+            raise ServiceError(f"server {server}: {address} is no address to connect to: {e.strerror}") from e
+        self._poller.register(s, zmq.POLLIN)
+        return _Link(server, address, s)
+
+    def number(self) -> int:
+        """A request number that no other request of this client has, nor is likely to have in another process."""
+        return next(self._numbers)
+
+    def send(self, server: int, message: Message, *, deadline_s: float | None = None) -> Call:
+        """Sends a request and returns at once, unless `window` requests to this server wait for their answers already.
+
+        Requests of one thread to one server are sent in order. What the message refers to must not change until it is
+        answered.
+        """
+        if not message.request:
+            message = replace(message, request=self.number())
+        now = time.monotonic()
+        call = Call(server, message, now + (deadline_s or self._deadline_s), self._patience.resend_s)
+        while len(self._links[server].pending) >= self._window:
+            oldest = next(iter(self._links[server].pending.values()), None)
+            if oldest is not None:
+                self._wait(oldest)
+        with self._turn:
+            if self._closed:
+                raise ServiceError("this client was closed")
+            self._outbox.append(call)
+            alone = not self._driving
+            if alone:
+                self._driving = True
+        if alone:
+            self._drive(None)
+        else:
+            self._wake()
+        return call
+
+    def wait(self, call: Call) -> Message:
+        """The answer to a request.
+
+        Raises:
+            ServerUnreachable: it did not come in time.
+            ServerLost: the server has lost the rows it had.
+            StoreError: the server refused the request as not fitting its tables.
+            ServiceError: it refused it for another reason.
+        """
+        self._wait(call)
+        if call.error is not None:
+            raise call.error
+        assert call.answer is not None
+        return call.answer
+
+    def where(self, server: int) -> str:
+        """`server 1 (tcp://…)`, for messages to people."""
+        return f"server {server} ({self._links[server].address})"
+
+    def close(self) -> None:
+        """Ends all connections; requests under way fail in the threads that wait for them."""
+        with self._turn:
+            if self._closed:
+                return
+            self._closed = True
+            self._wake()
+            while self._driving:
+                self._turn.wait()
+            for link in self._links:
+                for call in list(link.pending.values()):
+                    self._finish(link, call, error=ServiceError("this client was closed"))
+                link.socket.close()
+            self._turn.notify_all()
+        self._context.term()
+        self._woken.close()
+        self._waker.close()
+
+    def _wait(self, call: Call) -> None:
+        with self._turn:
+            while self._driving and not call.done:
+                self._turn.wait()
+            if call.done:
+                return
+            if self._closed:
+                raise ServiceError("this client was closed")
+            self._driving = True
+        self._drive(call)
+
+    def _wake(self) -> None:
+        with contextlib.suppress(BlockingIOError):  # it is full: whoever drives will wake
+            self._waker.send(b"\0")
+
+    # Below, only the thread that drives. ---------------------------------------------------------------------------
+
+    def _drive(self, until: Call | None) -> None:
+        """Moves messages until this call is done; None: sends what is to be sent. Gives the driving up at the end."""
+        try:
+            while True:
+                self._flush()
+                with self._turn:
+                    if not self._outbox and (until is None or until.done or self._closed):
+                        self._driving = False
+                        self._turn.notify_all()
+                        return
+                if until is not None:
+                    self._step()
+        except BaseException:
+            with self._turn:
+                self._driving = False
+                self._turn.notify_all()
+            raise
+
+    def _flush(self) -> None:
+        while self._outbox:
+            call = self._outbox.popleft()
+            link = self._links[call.server]
+            link.pending[call.message.request] = call
+            if link.lost is not None:
+                self._finish(link, call, error=link.lost)
+                continue
+            if not link.greeted and link.greeting is None:
+                self._greet(link)
+            self._transmit(link, call)
+
+    def _greet(self, link: _Link) -> None:
+        message = replace(self._hello, request=self.number())
+        link.greeting = Call(link.server, message, time.monotonic() + self._deadline_s, self._patience.resend_s)
+        link.pending[message.request] = link.greeting
+        self._transmit(link, link.greeting)
+
+    def _transmit(self, link: _Link, call: Call) -> None:
+        message = call.message if call.message.life == link.life else replace(call.message, life=link.life)
+        call.message = message
+        call.tries += 1
+        self.resent += call.tries > 1
+        call.send_at = time.monotonic() + call.wait_s
+        call.wait_s = min(2 * call.wait_s, RESEND_MAX * self._patience.resend_s)
+        try:
+            link.socket.send_multipart(encode(message), zmq.NOBLOCK, copy=False)
+        except zmq.Again:
+            pass  # the connection is full; it will be sent again
+        except WireError as e:
+            self._finish(link, call, error=e)
+
+    def _step(self) -> None:
+        """Waits for the next answer, or until something is to be sent again or is over."""
+        now = time.monotonic()
+        due = min((min(c.send_at, c.expires_at) for k in self._links for c in k.pending.values()), default=now + 1.0)
+        for ready, _ in self._poller.poll(int(max(0.0, (due - now) * 1000)) + 1):
+            link = self._by_socket.get(ready)
+            if link is not None:
+                self._receive(link)
+            else:
+                self._woken.recv(4096)
+        now = time.monotonic()
+        if now < due:
+            return
+        for link in self._links:
+            for call in list(link.pending.values()):
+                if call.done:
+                    continue
+                if now >= call.expires_at:
+                    self._expire(link, call)
+                elif now >= call.send_at:
+                    self._transmit(link, call)
+
+    def _receive(self, link: _Link) -> None:
+        while True:
+            try:
+                frames = link.socket.recv_multipart(zmq.NOBLOCK, copy=False)
+            except zmq.Again:
+                return
+            try:
+                answer = decode([f.buffer for f in frames], self._limits)
+            except WireError:
+                continue  # not from a satrap server of this version; it will be asked again, or be unreachable
+            call = link.pending.get(answer.request)
+            if call is not None:
+                self._answered(link, call, answer)
+
+    def _answered(self, link: _Link, call: Call, answer: Message) -> None:
+        if link.life and answer.life and answer.life != link.life:
+            self._lose(link, "it has started anew, without the rows it had")
+            return
+        match answer:
+            case Welcome():
+                link.life, link.greeted, link.greeting = answer.life, True, None
+                try:
+                    self._welcome(link.server, answer)
+                except ServiceError as e:
+                    self._fail_all(link, e)
+                    return
+                self._finish(link, call, answer)
+            case Gap():
+                self._fill_gap(link, call)
+            case Held():
+                # The server lives: others are to blame for the wait, up to a longer deadline.
+                if call.held is None:
+                    call.expires_at = time.monotonic() + self._patience.step_deadline_s
+                call.held = answer
+            case Failure():
+                self._failed(link, call, answer)
+            case _:
+                self._finish(link, call, answer)
+
+    def _fill_gap(self, link: _Link, call: Call) -> None:
+        """A push that precedes this request has not come: sends all that may be it again, in order."""
+        call.gaps += 1
+        needed = call.message.previous if isinstance(call.message, Push) else getattr(call.message, "after", None)
+        now, under_way = time.monotonic(), False
+        for c in link.pending.values():
+            if isinstance(c.message, Push) and c is not call:
+                c.send_at = min(c.send_at, now)
+                under_way |= (c.message.epoch, c.message.seq) == needed
+        if not under_way and call.gaps > GAPS_MAX:
+            self._lose(link, f"it has forgotten push {needed}, which it had acknowledged")
+            return
+        # A little later than those before it, and later each time: what is missing may be on its way.
+        call.send_at = now + 0.002 * 2 ** min(call.gaps, 8)
+
+    def _failed(self, link: _Link, call: Call, failure: Failure) -> None:
+        where = self.where(link.server)
+        match failure.code:
+            case Code.HELLO_FIRST:
+                link.greeted = False
+                if link.greeting is None:
+                    self._greet(link)
+                call.send_at = time.monotonic()
+            case Code.BUSY | Code.STOPPING:
+                pass  # asked again later, until the deadline
+            case Code.LIFE:
+                self._lose(link, "it has started anew, without the rows it had")
+            case Code.REFUSED:
+                self._finish(link, call, error=StoreError(failure.text))
+            case Code.MALFORMED:
+                self._finish(link, call, error=WireError(f"{where}: {failure.text}"))
+            case Code.TABLES | Code.PROTOCOL:
+                self._fail_all(link, ServiceError(f"{where}: {failure.text}"))
+            case _:
+                self._finish(link, call, error=ServiceError(f"{where}: {failure.text}"))
+
+    def _lose(self, link: _Link, what: str) -> None:
+        self._fail_all(link, ServerLost(f"{self.where(link.server)}: {what}; go back to the last checkpoint"))
+
+    def _fail_all(self, link: _Link, error: ServiceError) -> None:
+        link.lost = error
+        for call in list(link.pending.values()):
+            self._finish(link, call, error=error)
+
+    def _expire(self, link: _Link, call: Call) -> None:
+        if call is link.greeting:
+            link.greeting = None
+        where, seconds = self.where(link.server), self._patience.step_deadline_s
+        if call.held is not None:
+            there = f"{call.held.there} of the {call.held.merge} pushes of its step are there"
+            error = ServiceError(f"{where}: a push has waited for those of other workers for {seconds:g} s; {there}")
+        else:
+            error = ServerUnreachable(
+                f"{where} has not answered for {self._deadline_s:g} s, asked {call.tries} times; "
+                "see whether it runs and can be reached from here"
+            )
+        self._finish(link, call, error=error)
+
+    def _finish(self, link: _Link, call: Call, answer: Message | None = None, error: Exception | None = None) -> None:
+        link.pending.pop(call.message.request, None)
+        with self._turn:
+            call.answer, call.error, call.done = answer, error, True
+            self._turn.notify_all()
