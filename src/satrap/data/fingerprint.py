@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from satrap.data.source import Source
@@ -24,8 +24,9 @@ def fingerprint(source: Source, order: Mapping[str, Any]) -> dict[str, Any]:
     return {"files": files, "order": dict(order)}
 
 
-def compare(saved: Mapping[str, Any], now: Mapping[str, Any]) -> None:
-    """Raises DataError naming the first difference that makes a saved position meaningless."""
+def compare(saved: Mapping[str, Any], now: Mapping[str, Any], but: Collection[str] = ()) -> None:
+    """Raises DataError naming the first difference that makes a saved position meaningless; `but` these of the order's
+    settings."""
     advice = (
         "a saved position in the data does not fit; restore the data, or start a new run from the checkpoint's model"
     )
@@ -44,9 +45,15 @@ def compare(saved: Mapping[str, Any], now: Mapping[str, Any]) -> None:
                     f"the file '{new['name']}' had {old[what]} {unit} when the position was saved and has {new[what]} "
                     f"now; {advice}"
                 )
-    for setting, old in saved["order"].items():
+    # A position that says nothing of workers is of one.
+    for setting, old in ({"world": 1} | saved["order"]).items():
         new = now["order"].get(setting)
-        if old != new:
+        if old != new and setting not in but:
+            if setting == "world":
+                raise DataError(
+                    f"the position was saved by {old} workers in the middle of an epoch, and there are {new} now; "
+                    f"train with {old} workers, or go on from a checkpoint that was saved at the end of an epoch"
+                )
             raise DataError(
                 f"the rows are read in another order than when the position was saved: {setting} was {old} and is "
                 f"{new} now; set it back, or start a new run from the checkpoint's model"

@@ -79,3 +79,29 @@ def held_out(seed: int, first_row: int, count: int, fraction: float) -> NDArray[
         b = min(a + _BLOCK_ROWS, count)
         np.less(_random(stream, first_row + a, b - a), threshold, out=held[a:b])
     return held
+
+
+class HeldOut:
+    """How many rows of a dataset's stretches belong to the validation part. Reads every row's hash once."""
+
+    def __init__(self, seed: int, rows: int, fraction: float) -> None:
+        self.rows = rows
+        self._seed, self._fraction = seed, fraction
+        starts = range(0, rows, _BLOCK_ROWS)
+        blocks = [self._count(a, min(a + _BLOCK_ROWS, rows)) for a in starts]
+        self._before = np.concatenate([[0], np.cumsum(blocks, dtype=np.int64)])
+
+    def _count(self, first: int, stop: int) -> int:
+        return int(np.count_nonzero(held_out(self._seed, first, stop - first, self._fraction)))
+
+    def _until(self, row: int) -> int:
+        block = row // _BLOCK_ROWS
+        return int(self._before[block]) + self._count(block * _BLOCK_ROWS, row)
+
+    def between(self, first: int, stop: int) -> int:
+        """Those of the rows first … stop, in file order.
+
+        >>> HeldOut(7, 100_060, 0.1).between(100_000, 100_060)
+        1
+        """
+        return self._until(stop) - self._until(first)

@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from satrap.data.columns import Family, Need, Shape, check_columns, shape_of
+from satrap.data.deal import Part, deal
 from satrap.data.files import File
 from satrap.data.order import Purpose, key, permutation
 from satrap.data.source import Order, Piece
@@ -31,22 +32,27 @@ class Chunk:
     whole: bool
 
 
-def plan_windows(groups: list[tuple[int, int, int]], order: Order, epoch: int) -> list[list[Chunk]]:
-    """The windows of an epoch, from (file, row group, rows) in file order. A pure function.
-
-    Row groups, in the epoch's order, are put together to windows of about `window_rows`. A row group of more than
-    1.5 windows is cut in equal parts, which follow one another so that it is read as one stream.
-    """
-    turn = range(len(groups))
+def deal_groups(groups: list[tuple[int, int, int]], order: Order, epoch: int) -> list[list[Part]]:
+    """What each worker has of an epoch, from (file, row group, rows) in file order. A pure function."""
     if order.shuffle:
-        turn = permutation(len(groups), key(Purpose.ROW_GROUPS, order.seed, epoch)).tolist()
+        turn = permutation(len(groups), key(Purpose.ROW_GROUPS, order.seed, epoch))
+        groups = [groups[at] for at in turn.tolist()]
+    return deal(groups, order.shard.world)
+
+
+def plan_windows(groups: list[tuple[int, int, int]], order: Order, epoch: int) -> list[list[Chunk]]:
+    """The windows of a worker's epoch, from (file, row group, rows) in file order. A pure function.
+
+    Row groups, in the epoch's order, are dealt to the workers and put together to windows of about `window_rows`. One
+    of more than 1.5 windows is cut in equal parts, which follow one another so that it is read as one stream.
+    """
     windows: list[list[Chunk]] = []
     filled = order.window_rows  # of the last window; the first chunk opens one
-    for at in turn:
-        file, group, rows = groups[at]
-        parts = max(1, round(rows / order.window_rows))
-        for i in range(parts if rows else 0):
-            chunk = Chunk(file, group, rows * i // parts, rows * (i + 1) // parts, parts == 1)
+    for part in deal_groups(groups, order, epoch)[order.shard.rank]:
+        pieces = max(1, round(part.rows / order.window_rows))
+        for i in range(pieces):
+            start, stop = (part.start + part.rows * n // pieces for n in (i, i + 1))
+            chunk = Chunk(part.file, part.group, start, stop, stop - start == part.of)
             size = chunk.stop - chunk.start
             if filled + size / 2 >= order.window_rows:
                 windows.append([])
@@ -89,6 +95,10 @@ class ParquetSource:
 
     def file_rows(self) -> list[int | None]:
         return [m.num_rows for m in self._footers]
+
+    def dealt(self, epoch: int) -> list[list[tuple[int, int]]]:
+        hands = deal_groups(self._groups, self._order, epoch)
+        return [[(self._first_row[p.file, p.group][0] + p.start, p.rows) for p in hand] for hand in hands]
 
     def pieces(self, epoch: int, first_window: int) -> Iterator[Piece]:
         windows = plan_windows(self._groups, self._order, epoch)

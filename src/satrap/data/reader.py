@@ -18,11 +18,12 @@ from numpy.typing import NDArray
 from satrap.data.batch import Batch, Position
 from satrap.data.block import Block, Gatherer, cut, join, to_batch
 from satrap.data.columns import needs_of
+from satrap.data.deal import Shard, share
 from satrap.data.decode import Decoder, require_measured
 from satrap.data.files import AnyFormat, Paths
 from satrap.data.fingerprint import compare, fingerprint
 from satrap.data.opening import open_source
-from satrap.data.order import Purpose, held_out, key, permutation
+from satrap.data.order import HeldOut, Purpose, held_out, key, permutation
 from satrap.data.source import READ_ROWS, Order, Piece
 from satrap.data.stages import in_background
 from satrap.errors import DataError, JobError
@@ -47,6 +48,11 @@ class Reader:
     (seed, epoch, window); so any batch's position leads back to the very batches that followed it. Text files
     form windows in stream order. Memory: three to four windows and one row group.
 
+    Several workers divide an epoch: row groups, in the epoch's order, are dealt to them round robin, and each forms its
+    own windows and has its own positions. Every row is used once, by one of them. Row groups are cut where some would
+    otherwise have more rows than others (see `deal`). Of text files, which are streams, every worker reads all and
+    takes runs of 16,384 rows.
+
     Thread-safe: several epochs may be read at once, each with its own threads.
     """
 
@@ -59,6 +65,7 @@ class Reader:
         shuffle: bool,
         split: Split = "all",
         labels: bool = True,
+        shard: tuple[int, int] = (0, 1),
         batch_size: int | None = None,
         format: AnyFormat | None = None,
         filesystem: Any = None,
@@ -66,20 +73,24 @@ class Reader:
         """Finds the files and checks their columns against the job.
 
         `split` picks rows by a hash of (seed, row number) where `data.valid` is a fraction. `labels=False` reads data
-        that has none. `batch_size` None: `train.batch_size`; `format` None: `data.format`. `filesystem`: a pyarrow or
-        fsspec file system that the paths are within.
-        Raises DataError for files that cannot be read or do not fit; JobError for a split the job does not have.
+        that has none. `shard`: (rank, world), which of the workers this is and how many there are. `batch_size` None:
+        this worker's share of `train.batch_size`; `format` None: `data.format`. `filesystem`: a pyarrow or fsspec file
+        system that the paths are within.
+        Raises DataError for files that cannot be read or do not fit; JobError for a split the job does not have, and
+        for fewer samples a batch than workers.
         """
         self._job, self._seed, self._split, self._labels = job, seed, split, labels
         self._shuffle = shuffle and job.data.shuffle_rows > 0
         self._valid = _valid_fraction(job, split)
-        self._batch_size = batch_size or job.train.batch_size
+        self._shard = Shard(*shard)
+        self._batch_sizes = _batch_sizes(job, batch_size, self._shard)
+        self._batch_size = self._batch_sizes[self._shard.rank]
         window_rows = job.data.shuffle_rows if self._shuffle else READ_ROWS
-        self._order = Order(seed, self._shuffle, window_rows)
+        self._order = Order(seed, self._shuffle, window_rows, self._shard)
         needs = needs_of(job, labels=labels)
         self._source = open_source(paths, needs, self._order, format=format or job.data.format, filesystem=filesystem)
         require_measured(job)
-        self._split_rows: int | None = None
+        self._held: HeldOut | None = None
 
     @property
     def files(self) -> list[str]:
@@ -88,35 +99,55 @@ class Reader:
 
     @property
     def rows(self) -> int | None:
-        """Rows of the split an epoch hands out; None for text files that have not been read to their end yet."""
+        """Rows of the split that all workers together have in an epoch; None for text files that have not been read to
+        their end yet."""
         total = self._source.rows
-        if total is None or self._split == "all" or self._valid == 0.0:
-            return total
-        if self._split_rows is None:
-            held = int(held_out(self._seed, 0, total, self._valid).sum())
-            self._split_rows = held if self._split == "valid" else total - held
-        return self._split_rows
+        return None if total is None else self._rows_in([(0, total)])
+
+    def _rows_in(self, runs: list[tuple[int, int]]) -> int:
+        """Rows of the split in some runs (first row, rows) of the dataset."""
+        rows = sum(count for _, count in runs)
+        if self._split == "all" or self._valid == 0.0:
+            return rows
+        total = self._source.rows
+        assert total is not None
+        if self._held is None or self._held.rows != total:
+            self._held = HeldOut(self._seed, total, self._valid)
+        held = sum(self._held.between(first, first + count) for first, count in runs)
+        return held if self._split == "valid" else rows - held
+
+    def steps(self, epoch: int) -> int | None:
+        """Batches of an epoch, the last one perhaps short, of the worker that has most; None where the rows are not
+        known. All workers find the same number."""
+        dealt = self._source.dealt(epoch)
+        if dealt is None:
+            return None
+        return max(-(-self._rows_in(d) // size) for d, size in zip(dealt, self._batch_sizes, strict=True))
 
     @property
     def batches_per_epoch(self) -> int | None:
-        """Batches of an epoch, the last one perhaps short; None where the rows are not known."""
-        return None if self.rows is None else -(-self.rows // self._batch_size)
+        """Batches of the first epoch: see `steps`. Where one worker has all rows, every epoch has as many."""
+        return self.steps(0)
 
     @property
     def fingerprint(self) -> dict[str, Any]:
-        """What a position depends on, as plain JSON: files with sizes and rows, seed, split and windows."""
+        """What a position depends on, as plain JSON: files with sizes and rows, seed, split, windows and workers."""
         order = {
             "seed": self._seed,
             "split": self._split,
             "valid": self._valid,
             "shuffle": self._shuffle,
             "window_rows": self._order.window_rows,
+            "world": self._shard.world,
         }
         return fingerprint(self._source, order)
 
-    def check_fingerprint(self, saved: Mapping[str, Any]) -> None:
-        """Raises DataError if a position saved beside this fingerprint does not fit the data as it is now."""
-        compare(saved, self.fingerprint)
+    def check_fingerprint(self, saved: Mapping[str, Any], *, between_epochs: bool = False) -> None:
+        """Raises DataError if a position saved beside this fingerprint does not fit the data as it is now.
+
+        `between_epochs`: the position is the beginning of an epoch, which any number of workers can begin.
+        """
+        compare(saved, self.fingerprint, but=("world",) if between_epochs else ())
 
     def epoch(self, epoch: int = 0, start: Position | None = None) -> Generator[Batch, None, None]:
         """The batches of an epoch, or those from a position on. Closing the generator stops its threads.
@@ -163,7 +194,8 @@ class Reader:
                 yield window()
         if blocks:
             yield window()
-        if self._shuffle and whole:
+        # What one of several workers has seen is too little to tell.
+        if self._shuffle and whole and self._shard.world == 1:
             decoder.require_positives()
 
     def _window(
@@ -172,7 +204,9 @@ class Reader:
         chosen = np.concatenate(kept) if kept else None
         if self._shuffle:
             count = sum(b.rows for b in blocks) if chosen is None else len(chosen)
-            order = permutation(count, key(Purpose.ROWS, self._seed, epoch, number))
+            # Windows of one number at several workers are different windows: each has a key of its own.
+            rank, world = self._shard
+            order = permutation(count, key(Purpose.ROWS, self._seed, epoch, number * world + rank))
             return _Window(number, gatherer.gather(blocks, order if chosen is None else chosen[order]))
         return _Window(number, join(blocks) if chosen is None else gatherer.gather(blocks, chosen))
 
@@ -227,3 +261,15 @@ def _valid_fraction(job: Job, split: Split) -> float:
         what = "is 0" if isinstance(valid, int | float) else "names files; read those with split='all'"
         raise JobError(f"data.valid {what}: there is no validation part to split off the training rows")
     return fraction
+
+
+def _batch_sizes(job: Job, batch_size: int | None, shard: Shard) -> list[int]:
+    """Samples of a batch of each worker."""
+    if not 0 <= shard.rank < shard.world:
+        raise JobError(f"there is no worker {shard.rank} among {shard.world}: they are numbered from 0")
+    if batch_size is not None:
+        return [batch_size] * shard.world
+    whole = job.train.batch_size
+    if whole < shard.world:
+        raise JobError(f"train.batch_size is {whole}: {shard.world} workers need at least one sample each")
+    return [share(whole, rank, shard.world) for rank in range(shard.world)]

@@ -8,6 +8,7 @@ from typing import Protocol
 
 import pyarrow as pa
 
+from satrap.data.deal import ALL, Shard
 from satrap.data.files import File
 
 READ_ROWS = 131_072
@@ -22,6 +23,8 @@ class Order:
     shuffle: bool
     window_rows: int
     """About this many rows are a window."""
+    shard: Shard = ALL
+    """Whose windows: each worker has its own, of the rows that are dealt to it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +38,7 @@ class Piece:
     row: int
     """Row number of the first in the dataset, in file order."""
     window: int
+    """Of the worker's own, from 0."""
     closes: bool
     """True: the last piece of its window. (False on a file's last piece where the source could not know.)"""
     untyped: bool = False
@@ -56,4 +60,8 @@ class Source(Protocol):
         """Rows of each file."""
 
     def pieces(self, epoch: int, first_window: int) -> Iterator[Piece]:
-        """The pieces of an epoch, window by window, from a window on. Raises DataError for unreadable files."""
+        """The worker's pieces of an epoch, window by window, from one on. Raises DataError for unreadable files."""
+
+    def dealt(self, epoch: int) -> list[list[tuple[int, int]]] | None:
+        """Of each worker, the runs of rows it has in an epoch: (first row in the dataset, rows). None where only
+        reading would tell."""

@@ -15,6 +15,7 @@ import pyarrow as pa
 import pyarrow.csv as pacsv
 
 from satrap.data.columns import Need
+from satrap.data.deal import Shard, runs_of
 from satrap.data.files import File
 from satrap.data.source import Order, Piece
 from satrap.errors import DataError, did_you_mean
@@ -25,6 +26,8 @@ CRITEO_COLUMNS = ("label", *(f"I{i}" for i in range(1, 14)), *(f"C{i}" for i in 
 _BLOCK_BYTES = 8 << 20
 """Text parsed at a time, and so the longest line."""
 _HEADER_BYTES = 1 << 20
+_RUN_ROWS = 16_384
+"""Rows of a stream that go to one worker at a time: so many that they are decoded as fast as all would be."""
 
 
 class TextSource:
@@ -61,26 +64,44 @@ class TextSource:
     def file_rows(self) -> list[int | None]:
         return list(self._rows)
 
+    def dealt(self, epoch: int) -> list[list[tuple[int, int]]] | None:
+        total, world = self.rows, self._order.shard.world
+        if total is None:
+            return None
+        return [runs_of(total, self._run_rows, Shard(rank, world)) for rank in range(world)]
+
+    @property
+    def _run_rows(self) -> int:
+        return min(_RUN_ROWS, self._order.window_rows)
+
     def pieces(self, epoch: int, first_window: int) -> Iterator[Piece]:
-        row, size = 0, self._order.window_rows
+        """Every worker reads the whole stream, and leaves out the runs that are not its own."""
+        size, run, (rank, world) = self._order.window_rows, self._run_rows, self._order.shard
+        row = mine = 0  # rows before this place: of the stream, and of this worker
         for i, file in enumerate(self.files):
             file_row = 0
             for batch in read_text(file, self._headers[i], self._needs):
                 done = 0
                 while done < batch.num_rows:
-                    window = row // size
-                    count = min(batch.num_rows - done, (window + 1) * size - row)
-                    if window >= first_window:
-                        closes = row + count == (window + 1) * size
-                        piece = batch.slice(done, count)
-                        integers = file.format != "criteo"
-                        yield Piece(piece, file.name, file_row, row, window, closes, untyped=True, integers=integers)
+                    window, left = mine // size, batch.num_rows - done
+                    own = world == 1 or row // run % world == rank
+                    count = left if world == 1 else min(left, run - row % run)
+                    if own:
+                        count = min(count, (window + 1) * size - mine)
+                        if window >= first_window:
+                            closes = mine + count == (window + 1) * size
+                            piece = batch.slice(done, count)
+                            integers = file.format != "criteo"
+                            yield Piece(
+                                piece, file.name, file_row, row, window, closes, untyped=True, integers=integers
+                            )
+                        mine += count
                     done, row, file_row = done + count, row + count, file_row + count
             self._rows[i] = file_row
-        if first_window > 0 and row <= first_window * size:
+        if first_window > 0 and mine <= first_window * size:
             raise DataError(
                 f"the position is in window {first_window}, which begins at row {first_window * size}, but there are "
-                f"{row} rows; the data is not what it was when the position was saved"
+                f"{mine} rows; the data is not what it was when the position was saved"
             )
 
 
