@@ -30,8 +30,10 @@ from satrap.wire.limits import Limits
 
 RESEND_MAX = 8
 """Times `resend_s` that a request waits at most before it is sent again."""
-GAPS_MAX = 6
-"""Times a push may be told that its predecessor is missing while that has been acknowledged."""
+GAP_PAUSE_S = 0.003
+"""What is missing is not sent again sooner than this after the last time: it may be on its way."""
+ORPHAN_RESENDS = 5
+"""Times `resend_s` that a request may be told that a push is missing which has been acknowledged."""
 HEARTBEAT_MS = 5_000
 """How often an idle connection is tried, so that one that died without a word is made anew."""
 
@@ -45,6 +47,8 @@ class Call:
     expires_at: float
     wait_s: float
     send_at: float = 0.0
+    sent_at: float = 0.0
+    orphan_at: float | None = None
     tries: int = 0
     gaps: int = 0
     held: Held | None = None
@@ -194,25 +198,24 @@ class Exchange:
             self._wake()
             while self._driving:
                 self._turn.wait()
+            self._flush(closed=True)
             for link in self._links:
-                for call in list(link.pending.values()):
-                    self._finish(link, call, error=ServiceError("this client was closed"))
+                self._fail_all(link, ServiceError("this client was closed"))
                 link.socket.close()
-            self._turn.notify_all()
         self._context.term()
         self._woken.close()
         self._waker.close()
 
     def _wait(self, call: Call) -> None:
-        with self._turn:
-            while self._driving and not call.done:
-                self._turn.wait()
-            if call.done:
-                return
-            if self._closed:
-                raise ServiceError("this client was closed")
-            self._driving = True
-        self._drive(call)
+        while True:
+            with self._turn:
+                # Whoever closes answers every call.
+                while not call.done and (self._driving or self._closed):
+                    self._turn.wait()
+                if call.done:
+                    return
+                self._driving = True
+            self._drive(call)
 
     def _wake(self) -> None:
         with contextlib.suppress(BlockingIOError):  # it is full: whoever drives will wake
@@ -238,13 +241,15 @@ class Exchange:
                 self._turn.notify_all()
             raise
 
-    def _flush(self) -> None:
+    def _flush(self, *, closed: bool = False) -> None:
         while self._outbox:
             call = self._outbox.popleft()
             link = self._links[call.server]
             link.pending[call.message.request] = call
             if link.lost is not None:
                 self._finish(link, call, error=link.lost)
+                continue
+            if closed:
                 continue
             if not link.greeted and link.greeting is None:
                 self._greet(link)
@@ -261,7 +266,8 @@ class Exchange:
         call.message = message
         call.tries += 1
         self.resent += call.tries > 1
-        call.send_at = time.monotonic() + call.wait_s
+        call.sent_at = time.monotonic()
+        call.send_at = call.sent_at + call.wait_s
         call.wait_s = min(2 * call.wait_s, RESEND_MAX * self._patience.resend_s)
         try:
             link.socket.send_multipart(encode(message), zmq.NOBLOCK, copy=False)
@@ -320,7 +326,7 @@ class Exchange:
                     return
                 self._finish(link, call, answer)
             case Gap():
-                self._fill_gap(link, call)
+                self._fill_gap(link, call, answer)
             case Held():
                 # The server lives: others are to blame for the wait, up to a longer deadline.
                 if call.held is None:
@@ -331,20 +337,27 @@ class Exchange:
             case _:
                 self._finish(link, call, answer)
 
-    def _fill_gap(self, link: _Link, call: Call) -> None:
-        """A push that precedes this request has not come: sends all that may be it again, in order."""
-        call.gaps += 1
+    def _fill_gap(self, link: _Link, call: Call, gap: Gap) -> None:
+        """A push that must come before this request has not come: sends what is missing again, in order."""
         needed = call.message.previous if isinstance(call.message, Push) else getattr(call.message, "after", None)
         now, under_way = time.monotonic(), False
         for c in link.pending.values():
-            if isinstance(c.message, Push) and c is not call:
-                c.send_at = min(c.send_at, now)
-                under_way |= (c.message.epoch, c.message.seq) == needed
-        if not under_way and call.gaps > GAPS_MAX:
+            if not isinstance(c.message, Push) or c is call:
+                continue
+            name = (c.message.epoch, c.message.seq)
+            under_way |= name == needed
+            missing = needed is not None and name <= needed and (gap.last is None or name > gap.last)
+            if missing and now - c.sent_at > GAP_PAUSE_S:
+                c.send_at = now
+        call.gaps += 1
+        call.send_at = now + GAP_PAUSE_S * 2 ** min(call.gaps, 7)
+        if under_way:
+            call.orphan_at = None
+        elif call.orphan_at is None:
+            # Answered meanwhile, and this gap is from before; or the server does not know it any more.
+            call.orphan_at = now
+        elif now - call.orphan_at > ORPHAN_RESENDS * self._patience.resend_s:
             self._lose(link, f"it has forgotten push {needed}, which it had acknowledged")
-            return
-        # A little later than those before it, and later each time: what is missing may be on its way.
-        call.send_at = now + 0.002 * 2 ** min(call.gaps, 8)
 
     def _failed(self, link: _Link, call: Call, failure: Failure) -> None:
         where = self.where(link.server)

@@ -52,6 +52,11 @@ class Meters:
     staleness: NDArray[np.int64] = field(default_factory=lambda: np.zeros(STALENESS_BINS, np.int64))
     """[257] gradients by row updates between pull and apply; the last: unknown."""
 
+    def took(self, kind: str, seconds: float, size: int) -> None:
+        """Enters a request of `size` bytes and how long it took."""
+        self.handled[kind].add(seconds)
+        self.bytes_in += size
+
     def acknowledged(self, ack: Ack) -> None:
         """Enters what became of one push."""
         self.applied += ack.applied

@@ -10,6 +10,7 @@ import contextlib
 import ipaddress
 import socket
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from types import TracebackType
@@ -23,7 +24,7 @@ from satrap.ps.keys import Role, ServerKeys
 from satrap.ps.local import LocalService
 from satrap.ps.zap import Admission, role_of
 from satrap.schema import Table
-from satrap.wire import FRAMES_MAX, Code, Limits, decode, encode
+from satrap.wire import Code, Limits, decode, encode, request_of
 
 
 class Server:
@@ -212,20 +213,23 @@ class Server:
     def _answer(self, sender: bytes, frames: list[zmq.Frame]) -> None:
         handler = self._handler
         try:
-            if not 1 <= len(frames) <= FRAMES_MAX:
-                raise WireError(f"{len(frames)} frames")
-            role = Role.ADMIN if self._keys is None else role_of(frames[0])
             request = decode([f.buffer for f in frames], self._limits)
         except WireError as e:
-            self._send([(sender, handler.failure(0, Code.MALFORMED, str(e)))])
+            number = request_of(frames[0].buffer) if frames else 0
+            self._send([(sender, handler.failure(number, Code.MALFORMED, str(e)))])
             return
+        role = Role.ADMIN if self._keys is None else role_of(frames[0])
         if role is None:
             return  # no connection comes this far without a role; should one, it gets no answer
-        self._send(handler.handle(sender, request, role))
+        begun = time.perf_counter()
+        answers = handler.handle(sender, request, role)
+        handler.meters.took(type(request).__name__, time.perf_counter() - begun, sum(len(f) for f in frames))
+        self._send(answers)
 
     def _send(self, answers: list[Answer]) -> None:
         for receiver, message in answers:
             frames = encode(message)
+            self._handler.meters.bytes_out += sum(memoryview(f).nbytes for f in frames)
             self._socket.send_multipart([receiver, *frames], copy=False)
 
 

@@ -5,7 +5,7 @@ threads, no state. May import: schema, errors. Must never: import zmq, trust a l
 """
 
 from satrap.wire.codec import decode, encode
-from satrap.wire.layout import FRAMES_MAX, Kind, row_slices, rows_of, value_slices, values_bytes
+from satrap.wire.layout import FRAMES_MAX, Kind, request_of, row_slices, rows_of, value_slices, values_bytes
 from satrap.wire.limits import Limits
 from satrap.wire.messages import (
     PROTOCOL,
@@ -84,6 +84,7 @@ __all__ = [
     "Welcome",
     "decode",
     "encode",
+    "request_of",
     "row_slices",
     "rows_of",
     "value_slices",

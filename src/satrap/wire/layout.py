@@ -132,6 +132,14 @@ def read_head(first: memoryview, frames: int, limits: Limits) -> Head:
     return Head(kind, flags, request, life, placement, entries)
 
 
+def request_of(first: Buffer) -> int:
+    """The request number that a malformed message seems to have, for the failure that answers it; 0: none to be seen."""
+    view = as_bytes(first)
+    if view.nbytes < HEADER.size or view[:4] != MAGIC:
+        return 0
+    return int(HEADER.unpack_from(view)[4])
+
+
 def read_directory(first: memoryview, head: Head, limits: Limits) -> tuple[Section, ...]:
     """The sections, each within its limits and all together too."""
     sections: list[Section] = []

@@ -1,0 +1,258 @@
+"""Servers that stop, come back with their rows, come back without them, or were never there."""
+
+from __future__ import annotations
+
+import threading
+from typing import Any
+
+import numpy as np
+import pytest
+from deployments import exact, outcome, pull, push_of, u64
+
+from satrap.errors import ServerLost, ServerUnreachable, ServiceError, StoreError
+from satrap.ps import Placement, PullRequest, RemoteService, Server
+from satrap.schema import SGD, Table
+from satrap.testing import SOON, Cluster, Faults
+
+IDS = np.arange(100, dtype=np.uint64)
+
+
+def test_a_server_that_is_not_there_is_named_with_its_address_when_the_deadline_is_over() -> None:
+    with Cluster([exact()], servers=2) as cluster:
+        client = cluster.connect(deadline_s=0.5)
+        pull(client, "t", IDS, create=True)
+        cluster.stop(1)
+        with pytest.raises(ServerUnreachable, match=rf"server 1 \({cluster.placement.addresses[1]}\) has not answered"):
+            pull(client, "t", IDS)
+
+
+def test_requests_that_were_under_way_when_a_server_stopped_are_answered_when_it_is_back() -> None:
+    with Cluster([exact()], servers=2) as cluster:
+        client = cluster.connect()
+        pull(client, "t", IDS, create=True)
+        rows = cluster.stop(0)
+        pending = [client.submit_push(push_of(seq, IDS, seq)) for seq in (1, 2, 3)]
+        read = client.submit_pull(PullRequest(ids={"t": IDS}, create=False))
+        cluster.restart(0, rows)
+        assert [outcome(p.result()) for p in pending] == [(100, {}, False)] * 3
+        assert (read.result().values["t"] == -6).all()
+
+
+@pytest.mark.parametrize("faults", [None, Faults(drop=0.2, duplicate=0.2, reorder=0.3)])
+def test_pushes_resent_to_a_restarted_server_that_kept_its_rows_are_applied_once(faults: Faults | None) -> None:
+    with Cluster([exact()], servers=2, faults=faults) as cluster:
+        client = cluster.connect()
+        pull(client, "t", IDS, create=True)
+        pushing = threading.Thread(
+            target=lambda: [p.result() for p in [client.submit_push(push_of(s, IDS, s)) for s in range(1, 31)]]
+        )
+        pushing.start()
+        for _ in range(2):
+            rows = cluster.stop(1)
+            cluster.restart(1, rows)
+        pushing.join()
+        assert (pull(client, "t", IDS) == -sum(range(31))).all()
+
+
+def test_a_restarted_server_without_its_rows_is_lost_and_says_so_to_everyone() -> None:
+    # A flaw of an early system: training went on with fresh rows.
+    with Cluster([exact()], servers=2) as cluster:
+        client, other = cluster.connect(), cluster.connect(1)
+        for each in (client, other):
+            pull(each, "t", IDS, create=True)
+        cluster.stop(1)
+        cluster.restart(1)
+        for call in (
+            lambda: pull(client, "t", IDS),
+            lambda: client.push(push_of(1, IDS, 1)),
+            lambda: other.push(push_of(1, IDS, 1, client=1)),
+            lambda: client.stats(),
+        ):
+            with pytest.raises(
+                ServerLost, match=r"server 1 .* without the rows it had; go back to the last checkpoint"
+            ):
+                call()
+        fresh = cluster.connect()
+        assert fresh.stats()["t"].rows < IDS.size
+
+
+def test_a_push_that_failed_may_be_tried_again_and_counts_once() -> None:
+    with Cluster([exact()], servers=2) as cluster:
+        client = cluster.connect(deadline_s=0.4)
+        pull(client, "t", IDS, create=True)
+        rows = cluster.stop(1)
+        with pytest.raises(ServerUnreachable):
+            client.push(push_of(1, IDS, 1))
+        cluster.restart(1, rows)
+        # Server 0 has applied its part: it gives the same acknowledgement again.
+        assert outcome(client.push(push_of(1, IDS, 1))) == (100, {}, False)
+        assert outcome(client.push(push_of(1, IDS, 1))) == (0, {}, True)
+        assert outcome(client.push(push_of(2, IDS, 1))) == (100, {}, False)
+        assert (pull(client, "t", IDS) == -2).all()
+
+
+def test_a_push_given_up_after_a_failure_does_not_stop_the_next() -> None:
+    with Cluster([exact()], servers=2) as cluster:
+        client = cluster.connect(deadline_s=0.4)
+        pull(client, "t", IDS, create=True)
+        rows = cluster.stop(1)
+        with pytest.raises(ServerUnreachable):
+            client.push(push_of(1, IDS, 1))
+        cluster.restart(1, rows)
+        assert outcome(client.push(push_of(2, IDS, 1))) == (100, {}, False)
+
+
+def test_a_part_that_one_server_had_before_is_told_from_the_rest() -> None:
+    # A worker that was killed between two servers and began again with the same names.
+    with Cluster([exact()], servers=2) as cluster:
+        first = cluster.connect(deadline_s=0.4)
+        pull(first, "t", IDS, create=True)
+        rows = cluster.stop(1)
+        with pytest.raises(ServerUnreachable):
+            first.push(push_of(1, IDS, 1))
+        cluster.restart(1, rows)
+        ack = cluster.connect().push(push_of(1, IDS, 1))
+        assert not ack.duplicate
+        assert ack.applied + ack.repeated == 100
+        assert 0 < ack.repeated < 100
+        assert (pull(first, "t", IDS) == -1).all()
+
+
+def test_a_server_of_another_placement_refuses_and_its_held_pushes_are_dropped() -> None:
+    with Cluster([exact()], servers=2) as cluster:
+        old = cluster.connect()
+        pull(old, "t", IDS, create=True)
+        held: list[Any] = []
+
+        def push() -> None:
+            try:
+                old.push(push_of(1, IDS, 1, merge=2))
+            except ServiceError as e:
+                held.append(e)
+
+        waiting = threading.Thread(target=push)
+        waiting.start()
+        waiting.join(0.2)
+        for server in cluster.servers:
+            server.advance(1)
+        waiting.join()
+        assert "placement" in str(held[0])
+        with pytest.raises(ServiceError, match="goes by placement 1, the request by placement 0"):
+            pull(old, "t", IDS)
+        placement = Placement.even(cluster.placement.addresses, 8, epoch=1)
+        with RemoteService([exact()], placement, seed=0, client=1, patience=SOON) as new:
+            assert outcome(new.push(push_of(1, IDS, 1, client=1))) == (100, {}, False)
+        with pytest.raises(ServiceError, match="older"):
+            cluster.servers[0].advance(0)
+
+
+@pytest.mark.parametrize(
+    ("tables", "options", "says"),
+    [
+        ([exact("t", 3)], {}, "configured otherwise"),
+        ([exact("u", 2)], {}, "configured otherwise"),
+        ([Table(name="t", dim=2, optimizer=SGD(lr=0.5))], {}, "configured otherwise"),
+        ([exact()], {"seed": 1}, "another seed"),
+    ],
+)
+def test_a_client_of_other_tables_is_refused(tables: list[Table], options: dict[str, Any], says: str) -> None:
+    # A flaw of an early system: a client's configuration overwrote the servers'.
+    with (
+        Cluster([exact()], servers=2) as cluster,
+        RemoteService(tables, cluster.placement, **{"seed": 0, **options}) as client,
+        pytest.raises(ServiceError, match=says),
+    ):
+        client.stats()
+
+
+def test_addresses_mixed_up_and_other_partitions_are_noticed() -> None:
+    with Cluster([exact()], servers=2) as cluster:
+        wrong = Placement(0, cluster.placement.addresses[::-1], cluster.placement.owners)
+        with RemoteService([exact()], wrong, seed=0) as client, pytest.raises(ServiceError, match="mixed up"):
+            client.stats()
+        wrong = Placement.even(cluster.placement.addresses, 16)
+        with RemoteService([exact()], wrong, seed=0) as client, pytest.raises(ServiceError, match="8 partitions"):
+            client.stats()
+
+
+def test_a_message_larger_than_the_server_takes_is_refused_by_size() -> None:
+    from satrap.wire import Limits
+
+    with Server([exact()], seed=0, partitions=8, threads=1, limits=Limits(rows=50)) as server:
+        placement = Placement.even([server.address], 8)
+        with RemoteService([exact()], placement, seed=0) as client:
+            pull(client, "t", IDS[:50].copy())
+            with pytest.raises(ServiceError, match="limit is 50"):
+                pull(client, "t", IDS)
+
+
+def test_rows_to_go_on_with_must_be_of_the_same_tables() -> None:
+    with Cluster([exact()]) as cluster:
+        rows = cluster.stop(0)
+        with pytest.raises(ServiceError, match="other tables"):
+            Server([exact("u")], seed=0, partitions=8, store=rows)
+
+
+def test_an_address_in_use_is_refused_by_name() -> None:
+    with Cluster([exact()]) as cluster, pytest.raises(ServiceError, match="Address already in use"):
+        Server([exact()], seed=0, partitions=8, bind=cluster.servers[0].address)
+
+
+def test_closing_a_client_frees_who_waits_in_it() -> None:
+    with Cluster([exact()]) as cluster:
+        client = cluster.connect()
+        pull(client, "t", u64(1), create=True)
+        seen: list[Any] = []
+
+        def push() -> None:
+            try:
+                client.push(push_of(1, u64(1), 1, merge=2))
+            except ServiceError as e:
+                seen.append(e)
+
+        waiting = threading.Thread(target=push)
+        waiting.start()
+        waiting.join(0.2)
+        client.close()
+        waiting.join()
+        assert "closed" in str(seen[0])
+        with pytest.raises(ServiceError, match="closed"):
+            client.stats()
+
+
+def test_a_refused_request_does_not_end_the_server() -> None:
+    with Cluster([exact()]) as cluster:
+        client = cluster.connect()
+        with pytest.raises(StoreError):
+            client.export_rows("t", 99)
+        cluster.servers[0].service.store.pull_flat = None  # type: ignore[assignment, method-assign]
+        with pytest.raises(ServiceError, match="TypeError"):
+            pull(client, "t", u64(1))
+        assert client.stats()["t"].rows == 0
+
+
+def test_metrics_tell_what_was_done() -> None:
+    with Cluster([exact()], servers=2) as cluster:
+        client = cluster.connect()
+        pull(client, "t", IDS, create=True)
+        client.push(push_of(1, IDS, 1))
+        client.push(push_of(1, IDS, 1))
+        lines = "\n".join(client.server_metrics()).splitlines()
+        values = [line.rsplit(" ", 1) for line in lines if line and line[0] != "#"]
+
+        def total(name: str) -> float:
+            return sum(float(v) for n, v in values if n == name)
+
+        assert total("satrap_gradients_applied_total") == 100
+        assert total("satrap_rows_pulled_total") == 100
+        assert total("satrap_duplicate_pushes_total") == 2
+        assert total('satrap_rows{table="t"}') == 100
+        assert total('satrap_request_seconds_count{kind="Push"}') == 4
+        assert cluster.servers[0].metrics().startswith("# HELP")
+
+
+def test_a_client_may_stop_the_servers() -> None:
+    with Cluster([exact()], servers=2) as cluster:
+        cluster.connect().stop_servers()
+        for server in cluster.servers:
+            server.stop()
