@@ -208,7 +208,7 @@ def test_fit_equals_the_plain_reference_step_by_step(tmp_path, monkeypatch):
     schedule = Schedule(kind="linear", warmup_steps=4, end_factor=0.1)
     job = job_of(features, (table(optimizer=SGD(lr=0.3)),), schedule=schedule, max_steps=9, clip_norm=0.5, threads=1)
     batches = random_batches(job, [8] * 9, seed=4)
-    monkeypatch.setattr("satrap.train.trainer.Sources", lambda job: FixedSources(batches))
+    monkeypatch.setattr("satrap.train.trainer.Sources", lambda job, shard: FixedSources(batches))
     service, untouched = LocalService.of(job), LocalService.of(job)
     plain = ReferenceService(
         job.resolved_tables(),

@@ -95,10 +95,10 @@ SCRIPT = """
 
     step, ctrl_c_at = Run._step, {at}
 
-    def counted(run, lookup, leg):
+    def counted(run, lookup, leg, agreed):
         if run.state.step == ctrl_c_at:
             os.kill(os.getpid(), signal.SIGINT)
-        step(run, lookup, leg)
+        step(run, lookup, leg, agreed)
 
     Run._step = counted
     job = click_job(Path({folder!r}), staleness={staleness}, **{options})
@@ -171,11 +171,11 @@ def test_second_ctrl_c_stops_at_once_and_leaves_the_last_checkpoint(tmp_path, mo
 
     step = Run._step
 
-    def twice(run, lookup, leg):
+    def twice(run, lookup, leg, agreed):
         if run.state.step == 9:
             for _ in range(2):
                 os.kill(os.getpid(), signal.SIGINT)
-        step(run, lookup, leg)
+        step(run, lookup, leg, agreed)
 
     monkeypatch.setattr(Run, "_step", twice)
     job = click_job(tmp_path, checkpoint=Checkpointing(every_steps=6))

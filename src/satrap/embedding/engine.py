@@ -135,32 +135,41 @@ class EmbeddingEngine:
             weights=None if batch.weights is None else self._to_device(_tensor(batch.weights)),
         )
 
-    def push(self, lookup: Lookup, *, seq: int, lr_factor: float = 1.0) -> Ack:
+    def push(self, lookup: Lookup | None, *, seq: int, lr_factor: float = 1.0, merge: int = 1) -> Ack:
         """Pushes the gradients that backward left on the lookup's leaves, one per unique id, and books them.
 
-        A model that used no embedding of the batch leaves none: then nothing is sent.
+        A model that used no embedding of the batch leaves none: then nothing is sent, as for a lookup of None, unless
+        other workers wait for this push. `merge`: as in `PushRequest`.
         """
-        pooled = _gradient(lookup.pooled)
-        sequences = [_gradient(s) for s in lookup.sequences]
-        if pooled is None and all(s is None for s in sequences):
+        gradients = None if lookup is None else self._unpool(lookup)
+        if gradients is None and merge == 1:
             return Ack()
-        gradients = self._kernels.unpool(lookup.prepared.ticket, pooled, sequences)
-        sent = sum(x.size for x in lookup.ids.values())
+        pushed = lookup if gradients is not None else None
+        ids = {} if pushed is None else pushed.ids
         ack = self._service.push(
             PushRequest(
                 client=self._client,
                 epoch=self._epoch,
                 seq=seq,
-                ids=lookup.ids,
-                gradients=gradients,
-                versions=lookup.versions,
-                hints=lookup.hints,
+                ids=ids,
+                gradients=gradients or {},
+                versions=None if pushed is None else pushed.versions,
+                hints=None if pushed is None else pushed.hints,
                 lr_factor=lr_factor,
                 distinct=True,
+                merge=merge,
             )
         )
-        self.ledger.enter(sent, ack)
+        self.ledger.enter(sum(x.size for x in ids.values()), ack)
         return ack
+
+    def _unpool(self, lookup: Lookup) -> dict[str, NDArray[np.float32]] | None:
+        """Table → gradients [U, D] of the lookup's ids; None where backward left none."""
+        pooled = _gradient(lookup.pooled)
+        sequences = [_gradient(s) for s in lookup.sequences]
+        if pooled is None and all(s is None for s in sequences):
+            return None
+        return self._kernels.unpool(lookup.prepared.ticket, pooled, sequences)
 
     def _to_device(self, x: Tensor) -> Tensor:
         if self._device.type == "cpu":

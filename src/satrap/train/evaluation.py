@@ -5,6 +5,7 @@ B batch, T labels.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 
 from satrap.data.batch import Batch
 from satrap.observe import BinaryMetrics
+from satrap.train.group import ALONE, Group
 from satrap.train.pipeline import Engine, Feed, Leg
 from satrap.train.results import Evaluation, StageSeconds
 from satrap.train.schedule import StalenessSchedule
@@ -45,9 +47,15 @@ def forward_all(engine: Engine, dense: DenseStep, batches: Iterator[Batch]) -> I
 
 
 def evaluate(
-    engine: Engine, dense: DenseStep, batches: Iterator[Batch], labels: tuple[str, ...], exact_samples: int = 1 << 23
+    engine: Engine,
+    dense: DenseStep,
+    batches: Iterator[Batch],
+    labels: tuple[str, ...],
+    exact_samples: int = 1 << 23,
+    group: Group = ALONE,
 ) -> Evaluation:
-    """The figures of a model on some data, by label.
+    """The figures of a model on some data, by label. A group's workers each bring their part of the data, and all get
+    the figures of the whole.
 
     The model's mode and the global random generators are left as they were found, whatever the model draws from them,
     so that training goes on as if the evaluation had not happened.
@@ -59,7 +67,21 @@ def evaluate(
             add(metrics, logits, lookup.batch)
     finally:
         set_random_state(before, dense.device)
+    if group.world > 1:
+        metrics = _merged(group, metrics)
     return Evaluation({name: m.result() for name, m in zip(labels, metrics, strict=True)})
+
+
+def _merged(group: Group, mine: list[BinaryMetrics]) -> list[BinaryMetrics]:
+    """What all workers have measured, taken together in their order, so that everyone has the same figures."""
+    first, *others = (
+        [BinaryMetrics.from_dict(m) for m in json.loads(state)]
+        for state in group.gather(json.dumps([m.to_dict() for m in mine]).encode())
+    )
+    for other in others:
+        for whole, part in zip(first, other, strict=True):
+            whole.merge(part)
+    return first
 
 
 def predict(engine: Engine, dense: DenseStep, batches: Iterator[Batch]) -> Iterator[NDArray[np.float32]]:

@@ -99,6 +99,8 @@ class Alone:
         pass
 
 
+ALONE = Alone()
+
 JOIN_TIMEOUT_S = 300.0
 """How long a worker waits for the others to start."""
 _EVER = timedelta(days=3650)

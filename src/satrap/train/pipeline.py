@@ -38,8 +38,8 @@ class Engine(Protocol):
     def lookup(self, batch: Any, *, train: bool) -> Any:
         """The rows of a batch as tensors by feature."""
 
-    def push(self, lookup: Any, *, seq: int, lr_factor: float) -> Ack:
-        """Applies the gradients that backward left on a lookup."""
+    def push(self, lookup: Any, *, seq: int, lr_factor: float, merge: int = 1) -> Ack:
+        """Applies the gradients that backward left on a lookup, together with `merge - 1` other workers'."""
 
 
 class Feed:
@@ -116,6 +116,10 @@ class Leg:
 
     Leaving the block in the ordinary way, `break` included, applies every push handed over and drops lookups that were
     ahead. Leaving it by an exception applies no further push. An error of the engine thread is raised in the main one.
+
+    In a group of `world` workers every worker runs the same steps, whether it has data for them or not: after its last
+    batch it is handed None, until the main thread breaks. In synchronous steps the workers' pushes are merged, so
+    whoever has nothing to push pushes that.
     """
 
     def __init__(
@@ -127,17 +131,19 @@ class Leg:
         first: int = 0,
         steps: int | None = None,
         train: bool = True,
+        world: int = 1,
         seconds: StageSeconds,
         on_ack: Callable[[Ack], None] | None = None,
     ) -> None:
-        """`first` is the number of the leg's first step; `steps` its length, None to the end of the data.
+        """`first` is the number of the leg's first step; `steps` its length, None to the end of the data (of a group,
+        where nobody else knows it: until the main thread breaks).
 
         `on_ack` is called in the main thread: before a lookup is handed out, with the acknowledgements that came before
         that lookup was made; at the end with the rest. So what it sees by a step does not depend on timing either.
         """
         self._engine, self._feed, self._schedule = engine, feed, schedule
         self._first, self._end, self._train = first, None if steps is None else first + steps, train
-        self._seconds, self._on_ack = seconds, on_ack
+        self._seconds, self._on_ack, self._world = seconds, on_ack, world
         self._ready: SimpleQueue[Any] = SimpleQueue()
         self._gradients: SimpleQueue[Any] = SimpleQueue()
         self._acks: list[Ack] = []
@@ -213,10 +219,10 @@ class Leg:
             if not self._push_until(wanted) or self._stopping:
                 break
             item = self._feed.take()
-            if item is None:
+            if item is None and self._world == 1:
                 break
             start = perf_counter()
-            lookup = self._engine.lookup(item, train=self._train)
+            lookup = None if item is None else self._engine.lookup(item, train=self._train)
             self._seconds.lookup += perf_counter() - start
             self._hand_out(lookup)
             step += 1
@@ -237,9 +243,11 @@ class Leg:
         return True
 
     def _push(self, lookup: Any, lr_factor: float) -> None:
-        seq = self._applied + 1
+        seq, merge = self._applied + 1, {}
+        if self._world > 1 and self._schedule.synchronous(self._applied):
+            merge = {"merge": self._world}
         start = perf_counter()
-        ack = self._engine.push(lookup, seq=seq, lr_factor=lr_factor)
+        ack = self._engine.push(lookup, seq=seq, lr_factor=lr_factor, **merge)
         self._seconds.push += perf_counter() - start
         if ack.duplicate:
             raise TrainingError(

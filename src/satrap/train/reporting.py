@@ -27,18 +27,22 @@ BINS = 1 << 14
 class Report:
     """Collects figures step by step; every `log_every_steps` they become a record and a line of the display.
 
-    Used by the main thread.
+    Of several workers one `writes`; the others collect what the result needs. Loss and samples are of all workers, the
+    training AUC, the staleness and the seconds of the one that writes. Used by the main thread.
     """
 
-    def __init__(self, job: Job, run_dir: Path, service: Any, progress: bool | None) -> None:
+    def __init__(self, job: Job, run_dir: Path, service: Any, progress: bool | None, *, writes: bool = True) -> None:
         self._job, self._run_dir, self._service, self._show = job, run_dir, service, progress
+        self._log: RunLog | None = None
+        self._writes = writes
         self._every = job.train.log_every_steps
         self.seconds = StageSeconds()
         self.loss = float("nan")
         """Mean over the last interval that was logged."""
         self._metrics = [BinaryMetrics(bins=BINS, exact_samples=0) for _ in job.data.label]
         self._interval_loss, self._interval_steps = 0.0, 0
-        self._staleness = np.zeros(STALENESS_BINS, np.int64)
+        self.staleness = np.zeros(STALENESS_BINS, np.int64)
+        """Gradients by row updates between lookup and push; the last bin: unknown."""
         self._training_s, self._training_samples = 0.0, 0
         self._interval_s, self._interval_samples = 0.0, 0
         self._running_since: float | None = None
@@ -46,7 +50,8 @@ class Report:
 
     def __enter__(self) -> Report:
         self._open = ExitStack()
-        self._log = self._open.enter_context(RunLog(self._run_dir))
+        if self._writes:
+            self._log = self._open.enter_context(RunLog(self._run_dir))
         return self
 
     def __exit__(
@@ -64,6 +69,8 @@ class Report:
     def started(self, state: RunState, steps_total: int | None, samples_total: int | None) -> None:
         """Training begins at the state's step, or goes on from it."""
         job = self._job
+        if self._log is None:
+            return
         display = Progress(show=self._show, total_samples=samples_total, epochs=job.train.epochs, title=job.name)
         self._progress = self._open.enter_context(display)
         self._log.event(
@@ -94,19 +101,26 @@ class Report:
         self._interval_s += now - self._running_since
         self._running_since = now
 
-    def stepped(self, state: RunState, outcome: Outcome, batch: Batch, lr_factor: float) -> None:
-        """Takes a step in; logs where an interval ends."""
-        add(self._metrics, outcome.logits, batch)
+    def stepped(self, state: RunState, outcome: Outcome, batch: Batch | None, lr_factor: float) -> None:
+        """Takes a step in; logs where an interval ends. `batch`: this worker's, None where its data has ended."""
+        if batch is not None:
+            add(self._metrics, outcome.logits, batch)
         self._interval_loss += outcome.loss
         self._interval_steps += 1
-        self._training_samples += batch.size
-        self._interval_samples += batch.size
+        self._training_samples += outcome.samples
+        self._interval_samples += outcome.samples
         if state.step % self._every == 0:
             self._tick()
             self._log_interval(state, outcome, lr_factor)
 
     def _log_interval(self, state: RunState, outcome: Outcome, lr_factor: float) -> None:
         self.loss = self._interval_loss / self._interval_steps
+        if self._log is not None:
+            self._write_interval(self._log, state, outcome, lr_factor)
+        self._interval_loss, self._interval_steps = 0.0, 0
+        self._interval_s, self._interval_samples = 0.0, 0
+
+    def _write_interval(self, log: RunLog, state: RunState, outcome: Outcome, lr_factor: float) -> None:
         results = [m.result() for m in self._metrics]
         record = {
             "epoch": state.epoch,
@@ -122,11 +136,9 @@ class Report:
             "rss_bytes": rss_bytes(),
             "rows": sum(s.rows for s in self._service.stats().values()),
         }
-        self._log.train(step=state.step, **record)
+        log.train(step=state.step, **record)
         if self._progress is not None:
             self._progress.update(step=state.step, staleness=self.staleness_mean, **record)
-        self._interval_loss, self._interval_steps = 0.0, 0
-        self._interval_s, self._interval_samples = 0.0, 0
 
     def epoch_ended(self) -> None:
         """The AUC so far is that of the epoch so far: the first steps of a run would drag it down for ever."""
@@ -135,10 +147,12 @@ class Report:
 
     def pushed(self, ack: Ack) -> None:
         """Takes an acknowledgement in."""
-        self._staleness += ack.staleness
+        self.staleness += ack.staleness
 
     def evaluated(self, split: str, state: RunState, evaluation: Evaluation) -> None:
         """Logs an evaluation, with its curves."""
+        if self._log is None:
+            return
         for name, m in evaluation.by_label.items():
             several = len(evaluation.by_label) > 1
             self._log.evaluation(split, m, state.step, label=name if several else None)
@@ -147,10 +161,14 @@ class Report:
 
     def saved(self, state: RunState, path: Path) -> None:
         """Logs a checkpoint."""
+        if self._log is None:
+            return
         self._log.event("checkpoint", step=state.step, path=str(path.relative_to(self._run_dir)))
 
     def finished(self, state: RunState, result: Result) -> None:
         """The last record."""
+        if self._log is None:
+            return
         self._log.event("end", step=state.step, **result.figures())
 
     @contextmanager
@@ -170,13 +188,13 @@ class Report:
     @property
     def staleness_mean(self) -> float:
         """Updates that rows had between lookup and push, mean over the gradients of which it is known."""
-        known = self._staleness[:-1]
+        known = self.staleness[:-1]
         return float(known @ np.arange(len(known)) / known.sum()) if known.any() else float("nan")
 
     @property
     def staleness_max(self) -> int:
         """The most updates a row had between lookup and push."""
-        return int(np.flatnonzero(self._staleness[:-1]).max(initial=0))
+        return int(np.flatnonzero(self.staleness[:-1]).max(initial=0))
 
     def to_dict(self) -> dict[str, Any]:
         """What the next figures depend on, as plain values: a resumed run logs what the uninterrupted one would."""
@@ -184,13 +202,15 @@ class Report:
             "loss": self.loss,
             "interval_loss": self._interval_loss,
             "interval_steps": self._interval_steps,
-            "staleness": self._staleness.tolist(),
+            "staleness": self.staleness.tolist(),
             "metrics": [m.to_dict() for m in self._metrics],
         }
 
-    def restore(self, saved: Mapping[str, Any]) -> None:
-        """Goes on from `to_dict`."""
+    def restore(self, saved: Mapping[str, Any] | None) -> None:
+        """Goes on from `to_dict`; from nothing where a worker was not there before."""
+        if saved is None:
+            return
         self.loss = saved["loss"]
         self._interval_loss, self._interval_steps = saved["interval_loss"], saved["interval_steps"]
-        self._staleness[:] = saved["staleness"]
+        self.staleness[:] = saved["staleness"]
         self._metrics = [BinaryMetrics.from_dict(m) for m in saved["metrics"]]

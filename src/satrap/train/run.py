@@ -4,6 +4,9 @@
 
 What happens at a step follows from the job and the step's number alone (and from an interrupt), so a run that is
 resumed from a checkpoint does what the run that saved it went on to do, to the bit.
+
+In a group every worker does this with its part of the data. What would differ between them, the end of the data and
+interrupts, is agreed on: before each step, after each leg, and where a decision depends on it.
 """
 
 from __future__ import annotations
@@ -15,10 +18,11 @@ from time import perf_counter
 from typing import Any
 
 from satrap.data.batch import Batch, Position
-from satrap.errors import DataError
+from satrap.errors import DataError, TrainingError
 from satrap.schema import Job
 from satrap.train.diagnosis import not_finite
 from satrap.train.evaluation import evaluate
+from satrap.train.group import ALONE, Agreed, Group
 from satrap.train.interrupt import Interrupts
 from satrap.train.pipeline import Engine, Feed, Leg
 from satrap.train.reporting import Report
@@ -27,7 +31,7 @@ from satrap.train.saving import Checkpoints
 from satrap.train.schedule import LearningRate, StalenessSchedule
 from satrap.train.sources import Sources
 from satrap.train.state import RunState
-from satrap.train.step import DenseStep
+from satrap.train.step import DenseStep, weight_of
 
 
 @dataclass(slots=True)
@@ -46,7 +50,10 @@ class Run:
     saved_at: int
     """Step of the newest checkpoint; -1 before the first."""
     saved: Path | None = None
+    group: Group = ALONE
     _feed: Feed | None = None
+    _stop: bool = False
+    """The group has agreed to stop."""
 
     def train(self) -> Stopped:
         """Trains until the data, the steps or the patience is used up, or an interrupt asks to stop."""
@@ -64,7 +71,7 @@ class Run:
 
     def test(self) -> Evaluation | None:
         """The figures of the model as it is on the test rows; None without any, or where an interrupt cut it short."""
-        if not self.job.data.test or self.interrupts.requested:
+        if not self.job.data.test or self._interrupted():
             return None
         evaluation = self._measure(self.sources.test())
         if evaluation is not None:
@@ -82,35 +89,68 @@ class Run:
                 StalenessSchedule(train.staleness, train.sync_warmup_steps),
                 first=first,
                 steps=self._steps_to_drain(),
+                world=self.group.world,
                 seconds=self.report.seconds,
                 on_ack=self.report.pushed,
             ) as leg,
             self.report.training(),
         ):
             for lookup in leg:
-                self._step(lookup, leg)
-                if self.interrupts.requested:
+                agreed = self._agree(lookup)
+                if not agreed.with_data:
+                    break
+                self._step(lookup, leg, agreed)
+                if self._stops(agreed):
                     # Lookups that are ahead are dropped; their batches are read again after a resume.
                     return
-        if feed.ended():
-            self._end_epoch(empty=state.step == first and state.position == Position(state.epoch))
+        # Who comes here has drained its own pipeline; who goes on knows that all have.
+        if not self._any(not feed.ended()):
+            self._end_epoch(empty=state.step == first and not self._any(state.position != Position(state.epoch)))
         elif self._is_eval_step():
             state.evaluation_due = True
 
-    def _step(self, lookup: Any, leg: Leg) -> None:
+    def _agree(self, lookup: Any) -> Agreed:
+        """What the next step is. Alone there is nothing to ask, and the batch knows its weight."""
+        if self.group.world == 1:
+            return Agreed(0.0, 1, False)
+        return self.group.agree(weight_of(lookup), lookup is not None, self.interrupts.requested)
+
+    def _stops(self, agreed: Agreed) -> bool:
+        """Whether to stop after this step. Whoever is interrupted after the others were asked stops a step later."""
+        if self.group.world == 1:
+            return self.interrupts.requested
+        self._stop = self._stop or agreed.stop
+        return self._stop
+
+    def _any(self, mine: bool) -> bool:
+        """Whether it is true of any worker."""
+        return self.group.agree(0.0, mine, False).with_data > 0
+
+    def _interrupted(self) -> bool:
+        """Whether any worker has been asked to stop: the same answer for all."""
+        self._stop = self._stop or self.group.agree(0.0, False, self.interrupts.requested).stop
+        return self._stop
+
+    def _step(self, lookup: Any, leg: Leg, agreed: Agreed) -> None:
         """Forward and backward, gradients on their way to the tables, then the dense optimizer."""
         state, start = self.state, perf_counter()
-        outcome = self.dense.compute(lookup)
+        outcome = self.dense.compute(lookup, agreed if self.group.world > 1 else None)
         if not outcome.finite:
+            if lookup is None or outcome.elsewhere:
+                raise TrainingError(
+                    f"step {state.step + 1}: the loss or gradient of another worker is not finite; its message names "
+                    "the batch. Nothing of this step was applied; checkpoints are intact"
+                )
             raise not_finite(state.step + 1, state.position, lookup, self.dense.model, outcome)
         factor = self.rate.factor(state.step)
         leg.push(lookup, lr_factor=factor)
         self.dense.apply(outcome, factor)
         state.step += 1
-        state.samples += lookup.batch.size
-        state.position = lookup.batch.position
+        state.samples += outcome.samples
+        if lookup is not None:
+            state.position = lookup.batch.position
         self.report.seconds.compute += perf_counter() - start
-        self.report.stepped(state, outcome, lookup.batch, factor)
+        self.report.stepped(state, outcome, None if lookup is None else lookup.batch, factor)
 
     def _evaluate_if_due(self) -> None:
         """Validates where an epoch, `eval_every_steps` or the run has been completed. An interrupt leaves it due."""
@@ -128,8 +168,9 @@ class Run:
         """The figures, or None where an interrupt came: half an evaluation is none."""
         labels = tuple(x.column for x in self.job.data.label)
         with self.report.busy("evaluation"):
-            evaluation = evaluate(self.engine, self.dense, _until(self.interrupts, batches), labels)
-        return None if self.interrupts.requested else evaluation
+            mine = _until(self.interrupts, batches)
+            evaluation = evaluate(self.engine, self.dense, mine, labels, group=self.group)
+        return None if self._interrupted() else evaluation
 
     def _save_if_due(self, *, stopping: bool) -> None:
         """Saves every `every_steps`, when the best model so far has been found, and whenever training ends here."""
@@ -145,7 +186,7 @@ class Run:
 
     def _stopped(self) -> Stopped | None:
         stopping = self.job.train.early_stopping
-        if self.interrupts.requested:
+        if self._interrupted():
             return "interrupted"
         if stopping is not None and self.state.without_improvement >= stopping.patience:
             return "early_stopping"

@@ -10,19 +10,26 @@ import torch
 from torch import Tensor
 
 from satrap import checkpoint
+from satrap.data.batch import Position
 from satrap.errors import CheckpointError, TrainingError
 from satrap.schema import Job
+from satrap.train.group import ALONE, Group
+from satrap.train.plain import from_bytes, to_bytes
 from satrap.train.sources import Sources
 from satrap.train.state import RunState, random_state, set_random_state
 from satrap.train.step import DenseStep
+from satrap.train.together import share_dense
 
 
 class Checkpoints:
-    """The checkpoint folder of one run."""
+    """The checkpoint folder of one run. Of a group, worker 0 writes and reads it, and tells the others."""
 
-    def __init__(self, run_dir: Path, job: Job, service: Any, dense: DenseStep, sources: Sources) -> None:
+    def __init__(
+        self, run_dir: Path, job: Job, service: Any, dense: DenseStep, sources: Sources, group: Group = ALONE
+    ) -> None:
         self._folder = run_dir / "checkpoints"
         self._job, self._service, self._dense, self._sources = job, service, dense, sources
+        self._group = group
 
     def save(self, state: RunState, report: Mapping[str, Any]) -> Path:
         """Saves everything the run needs to go on from here, and removes what need not be kept.
@@ -30,6 +37,18 @@ class Checkpoints:
         The pipeline must be drained. `report` is what the log needs to go on. Raises TrainingError, with every earlier
         checkpoint intact, where the dense weights are no longer finite.
         """
+        rng = random_state(self._dense.device)
+        extra: dict[str, Any] = {"report": dict(report)}
+        if self._group.world > 1:
+            mine = {"position": _numbers(state.position), "report": dict(report), "rng": rng}
+            workers = [from_bytes(data) for data in self._group.gather(to_bytes(mine))]
+            rng, extra = {"workers": [w.pop("rng") for w in workers]}, {"workers": workers}
+        if self._group.rank == 0:
+            self._save(state, rng, extra)
+        self._group.barrier()
+        return self.path(state.step)
+
+    def _save(self, state: RunState, rng: Any, extra: dict[str, Any]) -> None:
         dense = self._dense.model.state_dict()
         for name, tensor in dense.items():
             if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
@@ -46,31 +65,57 @@ class Checkpoints:
             optimizer=None if optimizer is None else optimizer.state_dict(),
             step=state.step,
             position=state.position,
-            rng=random_state(self._dense.device),
-            extra={"run": state.to_dict(), "report": dict(report), "data": self._sources.fingerprint},
+            rng=rng,
+            extra={"run": state.to_dict(), "data": self._sources.fingerprint, **extra},
         )
         if state.best_step == state.step:
             checkpoint.mark_best(path)
         checkpoint.retain(self._folder, self._job.train.checkpoint.keep)
-        return path
 
     def path(self, step: int) -> Path:
         """Where the checkpoint of a step is."""
         return self._folder / f"step-{step:08d}"
 
-    def restore(self, loaded: checkpoint.Loaded) -> tuple[RunState, Mapping[str, Any]]:
+    def restore(self, loaded: checkpoint.Loaded | None) -> tuple[RunState, Mapping[str, Any] | None]:
         """Puts weights, optimizer, rows and random generators back; returns the run's state and the report's.
 
+        `loaded`: worker 0's; the others of a group give None, and get what they need from it. Where the checkpoint is
+        of fewer workers, the new ones have no report and keep their random state.
         Raises DataError where the data is no longer what the position is a place in, and CheckpointError.
         """
-        self._sources.check_fingerprint(loaded.extra["data"])
+        told = None
+        if loaded is not None:
+            self._restore(loaded)
+            told = {"step": loaded.step, "run": loaded.extra["run"], "workers": _workers(loaded)}
+        told = share_dense(self._group, self._dense, told, optimizer=True)
+        workers = told["workers"]
+        mine = workers[self._group.rank] if self._group.rank < len(workers) else None
+        position = Position(*(mine or workers[0])["position"])  # of new workers: the epoch's beginning
+        state = RunState.from_dict(told["run"], step=told["step"], position=position)
+        if mine is not None:
+            set_random_state(mine["rng"], self._dense.device)
+        if loaded is not None and state.best_step == state.step:
+            checkpoint.mark_best(loaded.path)  # where the process died between saving it and saying so
+        return state, None if mine is None else mine["report"]
+
+    def _restore(self, loaded: checkpoint.Loaded) -> None:
+        epoch = loaded.extra["run"]["epoch"]
+        begins = all(w["position"] == _numbers(Position(epoch)) for w in _workers(loaded))
+        self._sources.check_fingerprint(loaded.extra["data"], between_epochs=begins)
         restore_model(loaded, self._dense, self._service)
         restore_optimizer(loaded, self._job, self._dense)
-        set_random_state(loaded.rng, self._dense.device)
-        state = RunState.from_dict(loaded.extra["run"], step=loaded.step, position=loaded.position)
-        if state.best_step == state.step:
-            checkpoint.mark_best(loaded.path)  # where the process died between saving it and saying so
-        return state, loaded.extra["report"]
+
+
+def _workers(loaded: checkpoint.Loaded) -> list[dict[str, Any]]:
+    """Position, report and random state of each worker that trained for a checkpoint."""
+    workers = loaded.extra.get("workers")
+    if workers is None:
+        return [{"position": _numbers(loaded.position), "report": loaded.extra["report"], "rng": loaded.rng}]
+    return [{**w, "rng": rng} for w, rng in zip(workers, loaded.rng["workers"], strict=True)]
+
+
+def _numbers(position: Position) -> list[int]:
+    return [position.epoch, position.window, position.row]
 
 
 def restore_model(loaded: checkpoint.Loaded, dense: DenseStep, service: Any) -> None:

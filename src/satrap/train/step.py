@@ -18,6 +18,8 @@ from satrap.errors import JobError, TrainingError
 from satrap.models import Named, Padded
 from satrap.schema import SGD, Adagrad, Adam, AdamW, Job
 from satrap.schema.optimizers import Optimizer
+from satrap.train.group import Agreed, Group
+from satrap.train.summing import GradientSum
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,11 +27,15 @@ class Outcome:
     """What a step computed, before anything is changed by it."""
 
     loss: float
-    """Weighted mean over the batch, mean over labels."""
+    """Weighted mean over the batch, mean over labels; over the batches of all workers."""
     logits: Tensor
-    """float32 [B, T], detached."""
+    """float32 [B, T], detached: of this worker's samples."""
     gradient_norm: float
     """L2, over all dense parameters, before clipping."""
+    samples: int
+    """Of all workers."""
+    elsewhere: bool = False
+    """What is not finite came from another worker alone."""
 
     @property
     def finite(self) -> bool:
@@ -45,10 +51,11 @@ class DenseStep:
     """Forward and backward of a batch (`compute`), then the dense optimizer's step (`apply`).
 
     The gradient is that of  Σ_i w_i mean_t l_it / Σ_i w_i  over the whole batch, however it is cut into pieces: w the
-    sample weights (1 without any), l binary cross-entropy of the logits. Used by one thread.
+    sample weights (1 without any), l binary cross-entropy of the logits. In a group of workers the sums are over the
+    batches of all. Used by one thread.
     """
 
-    def __init__(self, job: Job, model: nn.Module, device: torch.device) -> None:
+    def __init__(self, job: Job, model: nn.Module, device: torch.device, group: Group | None = None) -> None:
         train = job.train
         self.model = model
         self.parameters = [p for p in model.parameters() if p.requires_grad]
@@ -60,6 +67,8 @@ class DenseStep:
         self._clip = train.clip_norm
         self._lr = train.optimizer.lr
         self._compiled: Callable[..., Tensor] | None = torch.compile(model) if train.compile else None
+        several = group is not None and group.world > 1
+        self._sum = GradientSum(group, model, self.parameters, device) if several and group is not None else None
 
     def logits(self, numeric: Named, embeddings: Named, size: int) -> Tensor:
         """The model's logits as float32 [B, T]. Raises TrainingError for a model that returns another shape."""
@@ -74,26 +83,33 @@ class DenseStep:
             )
         return out.float()
 
-    def compute(self, lookup: Any) -> Outcome:
+    def compute(self, lookup: Any, agreed: Agreed | None = None) -> Outcome:
         """Forward and backward. Leaves gradients on the dense parameters and on the lookup, and changes nothing else
-        (running statistics of batch norm and the random state of dropout excepted)."""
+        (running statistics of batch norm and the random state of dropout excepted).
+
+        `agreed`: what a group has agreed on; it then ends with the sum of all workers' dense gradients, and a worker
+        whose data has ended takes part with a lookup of None.
+        """
         if self.optimizer is not None:
             self.optimizer.zero_grad(set_to_none=True)
-        weights = lookup.weights
-        total = float(lookup.batch.size) if weights is None else float(weights.sum())
+        size = 0 if lookup is None else lookup.batch.size
+        total = weight_of(lookup) if agreed is None else agreed.weight
         # All weights zero: the loss is 0 and so is every gradient, rather than 0 / 0.
         scale = 1.0 / ((total or 1.0) * self._labels)
-        loss, outputs = 0.0, []
-        for numeric, embeddings, labels, piece_weights in self._pieces(lookup):
+        loss, outputs, elsewhere = 0.0, [], False
+        for numeric, embeddings, labels, piece_weights in () if lookup is None else self._pieces(lookup):
             logits = self.logits(numeric, embeddings, labels.shape[0])
-            each = binary_cross_entropy_with_logits(logits, labels, reduction="none")
-            piece_loss = (each.sum() if piece_weights is None else (each.sum(1) * piece_weights).sum()) * scale
+            piece_loss = _loss_sum(logits, labels, piece_weights) * scale
             piece_loss.backward()  # type: ignore[no-untyped-call]
             loss += float(piece_loss.detach())
             outputs.append(logits.detach())
+        if self._sum is not None and agreed is not None:
+            mine = _finite(loss)
+            summed = self._sum(loss, size, agreed.with_data)
+            loss, size, elsewhere = summed.loss, summed.samples, mine and summed.bad > 0
         gradients = [p.grad for p in self.parameters if p.grad is not None]
         norm = float(nn.utils.get_total_norm(gradients)) if gradients else 0.0
-        return Outcome(loss, outputs[0] if len(outputs) == 1 else torch.cat(outputs), norm)
+        return Outcome(loss, _joined(outputs, self._labels), norm, size, elsewhere)
 
     def apply(self, outcome: Outcome, lr_factor: float) -> None:
         """Clips the gradients and steps the optimizer."""
@@ -135,6 +151,36 @@ class DenseStep:
             rows = slice(start, min(start + piece, size))
             weights = None if lookup.weights is None else lookup.weights[rows]
             yield _cut(lookup.numeric, rows), _cut(lookup.embeddings, rows), lookup.labels[rows], weights
+
+
+def weight_of(lookup: Any) -> float:
+    """Σ of the weights of a lookup's samples; their number where there are none, 0 for a lookup of None."""
+    if lookup is None:
+        return 0.0
+    if lookup.weights is None:
+        return float(lookup.batch.size)
+    return sum(float(w.sum()) for w in lookup.weights.split(UNCUT))
+
+
+def _joined(outputs: list[Tensor], labels: int) -> Tensor:
+    if not outputs:
+        return torch.empty(0, labels)
+    return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
+
+
+UNCUT = 1 << 15
+"""Numbers that torch sums on one thread. It cuts a longer sum among its threads, and the bits would depend on them."""
+
+
+def _loss_sum(logits: Tensor, labels: Tensor, weights: Tensor | None) -> Tensor:
+    """Σ_i w_i Σ_t l_it; for a large batch in pieces, always the same ones."""
+    rows = max(1, UNCUT // logits.shape[1])
+    sums = []
+    for start in range(0, max(1, logits.shape[0]), rows):
+        part = slice(start, start + rows)
+        each = binary_cross_entropy_with_logits(logits[part], labels[part], reduction="none")
+        sums.append(each.sum() if weights is None else (each.sum(1) * weights[part]).sum())
+    return sums[0] if len(sums) == 1 else torch.stack(sums).sum()
 
 
 def _cut(named: Named, rows: slice) -> Named:

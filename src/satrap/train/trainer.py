@@ -34,6 +34,7 @@ from satrap.ps import LocalService
 from satrap.schema import Job, save_job
 from satrap.train.cores import compute_threads
 from satrap.train.evaluation import evaluate, predict
+from satrap.train.group import ALONE, Group
 from satrap.train.interrupt import Interrupts
 from satrap.train.memory import garbage_of_the_loop_only, keep_freed_memory
 from satrap.train.reporting import Report
@@ -44,6 +45,7 @@ from satrap.train.schedule import LearningRate
 from satrap.train.sources import Sources, rows_of
 from satrap.train.state import RunState
 from satrap.train.step import DenseStep
+from satrap.train.together import Beginning, begin, seed_of, share_dense, totals
 
 
 class Trainer:
@@ -75,16 +77,21 @@ class Trainer:
         *,
         run_dir: str | Path | None = None,
         service: Any = None,
+        group: Group = ALONE,
         progress: bool | None = None,
         plots: bool = True,
     ) -> None:
         """`model` None: the job's, with weights that follow from its seed. `run_dir` None: runs/<job>-<time>.
-        `service` None: fresh tables in this process. `progress` False is silent; else it is live on a terminal and a
-        line every few seconds elsewhere. `plots` False leaves out the pictures at the end of `fit` (about a second).
+        `service` None: fresh tables in this process. `group`: the workers this one trains with, each with a trainer of
+        its own on the same job and a service that leads to the same rows; each does a part of every batch.
+        `progress` False is silent; else it is live on a terminal and a line every few seconds elsewhere. `plots` False
+        leaves out the pictures at the end of `fit` (about a second).
 
         Sets the number of threads torch computes with, and lets glibc keep freed memory, for the whole process.
         """
-        self.job = job
+        if service is None and group.world > 1:
+            raise TrainingError(f"{group.world} workers need rows that they share: give each a RemoteService")
+        self.job, self._group = job, group
         self.run_dir = Path(run_dir) if run_dir is not None else _fresh_run_dir(job)
         self.device = device_of(job.train.device)
         compute_threads(job.train.threads or cores_available())
@@ -94,8 +101,10 @@ class Trainer:
             model = models.build(job)
         self.model = model.to(self.device)
         self.service = service if service is not None else LocalService.of(job)
-        self.engine: Any = EmbeddingEngine(job, self.service, device=self.device, threads=job.store.threads)
-        self._dense = DenseStep(job, self.model, self.device)
+        self.engine: Any = EmbeddingEngine(
+            job, self.service, device=self.device, threads=job.store.threads, client=group.rank
+        )
+        self._dense = DenseStep(job, self.model, self.device, group)
         self._progress, self._plots = progress, plots
         self._used = False
 
@@ -119,22 +128,39 @@ class Trainer:
         `stopped="interrupted"`; a second one raises KeyboardInterrupt. Raises DataError, TrainingError, CheckpointError
         and JobError; checkpoints that were complete stay so.
         """
-        self._claim(resume)
-        started = perf_counter()
-        newest = checkpoint.latest(self.run_dir) if resume else None
-        loaded = None if newest is None else checkpoint.load(newest)
-        self.job = _measured(self.job, loaded)
+        try:
+            return self._fit(resume, perf_counter())
+        except BaseException:
+            self._group.close()  # or the others would wait for this one for ever
+            raise
+
+    def _fit(self, resume: bool, started: float) -> Result:
+        if self._used:
+            # Rows and optimizers of an earlier training would leak into the next without a word.
+            raise TrainingError(
+                "this trainer has been used: its tables and weights are trained. Make a new Trainer(job), or "
+                f"Trainer(job, run_dir='{self.run_dir}').fit(resume=True) to go on"
+            )
+        first, loaded = self._group.rank == 0, None
+        if first:
+            newest = self._newest(resume)
+            loaded = None if newest is None else checkpoint.load(newest)
+            self.job = _measured(self.job, loaded)
+        self._used = True
+        mine = Beginning(self.job, self.run_dir, None if loaded is None else loaded.step) if first else None
+        beginning = begin(self._group, mine)
+        self.job, self.run_dir = beginning.job, beginning.run_dir
         # Files that are not there or do not fit are found here, before a run folder is made for nothing.
-        sources = Sources(self.job)
+        sources = Sources(self.job, (self._group.rank, self._group.world))
         with ExitStack() as stack:
-            report = stack.enter_context(Report(self.job, self.run_dir, self.service, self._progress))
+            report = stack.enter_context(Report(self.job, self.run_dir, self.service, self._progress, writes=first))
             interrupts = stack.enter_context(Interrupts(report.notify))
-            run = self._open_run(sources, loaded, report, interrupts)
+            run = self._open_run(sources, beginning, loaded, report, interrupts)
             with garbage_of_the_loop_only():
                 stopped = run.train()
             result = self._conclude(run, stopped, started)
             report.finished(run.state, result)
-        if self._plots and stopped != "interrupted":
+        if self._plots and first and stopped != "interrupted":
             result = dataclasses.replace(result, plots=tuple(draw_plots(self.run_dir)))
         return result
 
@@ -147,31 +173,35 @@ class Trainer:
         """Probabilities [b, T] of some files' rows, piece by piece, in their order. The files need no labels."""
         return predict(self.engine, self._dense, rows_of(self.job, _several(paths), labels=False))
 
-    def _claim(self, resume: bool) -> None:
-        """One training a trainer: rows and optimizers of an earlier one would leak into the next without a word."""
-        if self._used:
-            raise TrainingError(
-                "this trainer has been used: its tables and weights are trained. Make a new Trainer(job), or "
-                f"Trainer(job, run_dir='{self.run_dir}').fit(resume=True) to go on"
-            )
-        if not resume and checkpoint.latest(self.run_dir) is not None:
+    def _newest(self, resume: bool) -> Path | None:
+        """The checkpoint to go on from. Raises JobError for a folder that holds another run."""
+        newest = checkpoint.latest(self.run_dir)
+        if newest is not None and not resume:
             raise JobError(
                 f"{self.run_dir} already holds the checkpoints of a run; go on with it (fit(resume=True), or "
                 "satrap train --resume), or choose another folder"
             )
-        self._used = True
+        return newest
 
     def _open_run(
-        self, sources: Sources, loaded: checkpoint.Loaded | None, report: Report, interrupts: Interrupts
+        self,
+        sources: Sources,
+        beginning: Beginning,
+        loaded: checkpoint.Loaded | None,
+        report: Report,
+        interrupts: Interrupts,
     ) -> Run:
         """Everything in place for the first step: schedules, random state, counters; or as the checkpoint had it."""
-        job = self.job
-        save_job(job, self.run_dir / "job.yaml")
-        checkpoints = Checkpoints(self.run_dir, job, self.service, self._dense, sources)
-        torch.manual_seed(job.seed)
+        job, group = self.job, self._group
+        if group.rank == 0:
+            save_job(job, self.run_dir / "job.yaml")
+        checkpoints = Checkpoints(self.run_dir, job, self.service, self._dense, sources, group)
+        torch.manual_seed(seed_of(job.seed, group.rank))
         self.model.train()
         state = RunState()
-        if loaded is not None:
+        if beginning.step is None:
+            share_dense(group, self._dense)
+        else:
             state, reported = checkpoints.restore(loaded)
             report.restore(reported)
         rate = LearningRate.plan(job.train.schedule, sources.steps_total)
@@ -191,8 +221,9 @@ class Trainer:
             report=report,
             interrupts=interrupts,
             rate=rate,
-            saved_at=-1 if loaded is None else loaded.step,
-            saved=None if loaded is None else loaded.path,
+            saved_at=-1 if beginning.step is None else beginning.step,
+            saved=None if beginning.step is None else checkpoints.path(beginning.step),
+            group=group,
         )
 
     def _conclude(self, run: Run, stopped: Stopped, started: float) -> Result:
@@ -201,11 +232,13 @@ class Trainer:
         size, valid, test = Size.of(self.service.stats()), state.valid, None
         if stopped != "interrupted":
             if state.best is not None and state.best_step != state.step:
-                loaded = checkpoint.load(run.checkpoints.path(state.best_step))
-                restore_model(loaded, self._dense, self.service)
-                run.saved = loaded.path
+                run.saved = run.checkpoints.path(state.best_step)
+                if self._group.rank == 0:
+                    restore_model(checkpoint.load(run.saved), self._dense, self.service)
+                share_dense(self._group, self._dense)
             valid = state.best or state.valid
             test = run.test()
+        gradients, report.staleness = totals(self._group, _gradients(self.engine.ledger), report.staleness)
         return Result(
             stopped=stopped if test is not None or not self.job.data.test else "interrupted",
             steps=state.step,
@@ -217,7 +250,7 @@ class Trainer:
             valid=valid,
             test=test,
             size=size,
-            gradients=_gradients(self.engine.ledger),
+            gradients=gradients,
             staleness_mean=report.staleness_mean,
             staleness_max=report.staleness_max,
             stages=report.seconds,
