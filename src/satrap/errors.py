@@ -9,7 +9,9 @@
     │   ├── ServerUnreachable   it did not answer in time
     │   ├── ServerLost          it answers, but the rows it had are gone
     │   └── WireError           a message is malformed, or larger than allowed
+    ├── LaunchError       processes could not be started, or ended too often
     └── TrainingError     training cannot go on (a loss that is not finite, say)
+        └── WorkerGone    another worker of the group has ended
 
 A message says what went wrong, where (file, column, table, row, offset), the limit beside the value, and what to do
 next. The command line prints it without a traceback; `--debug` shows one. Native and library errors are mapped to
@@ -58,8 +60,16 @@ class WireError(ServiceError):
     """A message between processes is malformed or larger than allowed. Nothing of it was used."""
 
 
+class LaunchError(SatrapError):
+    """The processes of a job could not be started, or ended more often than they may."""
+
+
 class TrainingError(SatrapError):
     """Training cannot go on."""
+
+
+class WorkerGone(TrainingError):  # noqa: N818
+    """Another worker of the group has ended, and with it the training of them all. Its own error says why."""
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:

@@ -26,7 +26,7 @@ TARGETS_FILE = "metrics-targets.json"
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
 Part = Callable[[], str]
-"""Some of a process's metrics in the text format of Prometheus; asked for at every request, in the endpoint's thread."""
+"""Some of a process's metrics in the text format of Prometheus. Asked for at every request, in a thread of its own."""
 
 
 class Endpoint:

@@ -18,7 +18,7 @@ import torch
 import torch.distributed
 from torch import Tensor
 
-from satrap.errors import TrainingError
+from satrap.errors import TrainingError, WorkerGone
 
 T = TypeVar("T")
 
@@ -234,7 +234,7 @@ class TorchGroup:
             return call()
         except (RuntimeError, AttributeError) as e:
             why = _first_line(e) if isinstance(e, RuntimeError) else "this worker has left the group"
-            raise TrainingError(
+            raise WorkerGone(
                 f"worker {self.rank} of {self.world}: another worker is gone; this one was {doing} ({why}). Its own "
                 "message says why it ended. Checkpoints are intact: start all workers again and resume"
             ) from e

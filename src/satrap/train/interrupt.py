@@ -20,7 +20,8 @@ class Interrupts:
 
     def __init__(self, notify: Callable[[str], None] | None = None) -> None:
         self.requested = False
-        self._notify = notify
+        self.notify = notify
+        """Told, in the signal handler, what the first signal does."""
         self._before: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> Interrupts:
@@ -40,5 +41,5 @@ class Interrupts:
         if self.requested:
             raise KeyboardInterrupt
         self.requested = True
-        if self._notify is not None:
-            self._notify(f"{signal.Signals(number).name}: finishing the step, then saving; once more stops at once")
+        if self.notify is not None:
+            self.notify(f"{signal.Signals(number).name}: finishing the step, then saving; once more stops at once")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from time import perf_counter
@@ -24,6 +24,10 @@ BINS = 1 << 14
 """Of the histogram behind the training AUC: it is read every few steps, and its error bound is logged with it."""
 
 
+Display = Callable[..., Progress]
+"""Makes the display of a run, called as `Progress` is."""
+
+
 class Report:
     """Collects figures step by step; every `log_every_steps` they become a record and a line of the display.
 
@@ -31,7 +35,9 @@ class Report:
     training AUC, the staleness and the seconds of the one that writes. Used by the main thread.
     """
 
-    def __init__(self, job: Job, run_dir: Path, service: Any, progress: bool | None, *, writes: bool = True) -> None:
+    def __init__(
+        self, job: Job, run_dir: Path, service: Any, progress: bool | Display | None, *, writes: bool = True
+    ) -> None:
         self._job, self._run_dir, self._service, self._show = job, run_dir, service, progress
         self._log: RunLog | None = None
         self._writes = writes
@@ -43,6 +49,8 @@ class Report:
         self._interval_loss, self._interval_steps = 0.0, 0
         self.staleness = np.zeros(STALENESS_BINS, np.int64)
         """Gradients by row updates between lookup and push; the last bin: unknown."""
+        self.applied = 0
+        """Gradients of this worker that were applied, those before a resume included."""
         self._training_s, self._training_samples = 0.0, 0
         self._interval_s, self._interval_samples = 0.0, 0
         self._running_since: float | None = None
@@ -71,7 +79,8 @@ class Report:
         job = self._job
         if self._log is None:
             return
-        display = Progress(show=self._show, total_samples=samples_total, epochs=job.train.epochs, title=job.name)
+        make, show = (self._show, None) if callable(self._show) else (Progress, self._show)
+        display = make(show=show, total_samples=samples_total, epochs=job.train.epochs, title=job.name)
         self._progress = self._open.enter_context(display)
         self._log.event(
             "start",
@@ -148,6 +157,7 @@ class Report:
     def pushed(self, ack: Ack) -> None:
         """Takes an acknowledgement in."""
         self.staleness += ack.staleness
+        self.applied += ack.applied
 
     def evaluated(self, split: str, state: RunState, evaluation: Evaluation) -> None:
         """Logs an evaluation, with its curves."""
@@ -203,6 +213,7 @@ class Report:
             "interval_loss": self._interval_loss,
             "interval_steps": self._interval_steps,
             "staleness": self.staleness.tolist(),
+            "applied": self.applied,
             "metrics": [m.to_dict() for m in self._metrics],
         }
 
@@ -213,4 +224,5 @@ class Report:
         self.loss = saved["loss"]
         self._interval_loss, self._interval_steps = saved["interval_loss"], saved["interval_steps"]
         self.staleness[:] = saved["staleness"]
+        self.applied = saved.get("applied", 0)
         self._metrics = [BinaryMetrics.from_dict(m) for m in saved["metrics"]]

@@ -37,7 +37,7 @@ from satrap.train.evaluation import evaluate, predict
 from satrap.train.group import ALONE, Group
 from satrap.train.interrupt import Interrupts
 from satrap.train.memory import garbage_of_the_loop_only, keep_freed_memory
-from satrap.train.reporting import Report
+from satrap.train.reporting import Display, Report
 from satrap.train.results import Evaluation, Result, Size, Stopped
 from satrap.train.run import Run
 from satrap.train.saving import Checkpoints, device_of, restore_model
@@ -78,14 +78,15 @@ class Trainer:
         run_dir: str | Path | None = None,
         service: Any = None,
         group: Group = ALONE,
-        progress: bool | None = None,
+        progress: bool | Display | None = None,
         plots: bool = True,
     ) -> None:
         """`model` None: the job's, with weights that follow from its seed. `run_dir` None: runs/<job>-<time>.
         `service` None: fresh tables in this process. `group`: the workers this one trains with, each with a trainer of
         its own on the same job and a service that leads to the same rows; each does a part of every batch.
-        `progress` False is silent; else it is live on a terminal and a line every few seconds elsewhere. `plots` False
-        leaves out the pictures at the end of `fit` (about a second).
+        `progress` False is silent; else it is live on a terminal and a line every few seconds elsewhere, or what this
+        makes that is called as `observe.Progress` is. `plots` False leaves out the pictures at the end of `fit` (about
+        a second).
 
         Sets the number of threads torch computes with, and lets glibc keep freed memory, for the whole process.
         """
@@ -107,6 +108,9 @@ class Trainer:
         self._dense = DenseStep(job, self.model, self.device, group)
         self._progress, self._plots = progress, plots
         self._used = False
+        self._interrupts = Interrupts()
+        self.run: Run | None = None
+        """What `fit` works with, for those who watch: to be read only."""
 
     @classmethod
     def from_checkpoint(cls, path: str | Path, model: nn.Module | None = None) -> Trainer:
@@ -154,8 +158,9 @@ class Trainer:
         sources = Sources(self.job, (self._group.rank, self._group.world))
         with ExitStack() as stack:
             report = stack.enter_context(Report(self.job, self.run_dir, self.service, self._progress, writes=first))
-            interrupts = stack.enter_context(Interrupts(report.notify))
-            run = self._open_run(sources, beginning, loaded, report, interrupts)
+            self._interrupts.notify = report.notify
+            interrupts = stack.enter_context(self._interrupts)
+            self.run = run = self._open_run(sources, beginning, loaded, report, interrupts)
             with garbage_of_the_loop_only():
                 stopped = run.train()
             result = self._conclude(run, stopped, started)
@@ -163,6 +168,11 @@ class Trainer:
         if self._plots and first and stopped != "interrupted":
             result = dataclasses.replace(result, plots=tuple(draw_plots(self.run_dir)))
         return result
+
+    def stop(self) -> None:
+        """Has `fit` do what it does at Ctrl-C: finish the step, save, return. From any thread; of a group, any one's
+        will do."""
+        self._interrupts.requested = True
 
     def evaluate(self, paths: str | Sequence[str]) -> Evaluation:
         """The figures of the model on some files. Makes no row and changes nothing."""
