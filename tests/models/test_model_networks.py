@@ -10,7 +10,8 @@ from model_jobs import DIM, HISTORY, IDS, NUMBERS, SHAPES, make_inputs, make_job
 from torch import Tensor, nn
 
 from satrap.models import Inputs, Named, build
-from satrap.models.layers import BatchNorm, Deep, JoinedLinear
+from satrap.models.layers import Deep, JoinedLinear
+from satrap.models.repeatable import BatchNorm, LayerNorm
 from satrap.schema import DLRM, MLP, DCNv2, DeepFM, ModelSpec, WideDeep
 
 SPECS: dict[str, ModelSpec] = {
@@ -176,7 +177,7 @@ def test_norm_and_dropout_change_the_network(spec: type[MLP], norm: str) -> None
     # Persia's flaw 8: options accepted and ignored.
     job = make_job(SHAPES["numbers and ids"], spec(hidden=(8, 4), norm=norm, dropout=0.5))
     kinds = [type(m) for m in build(job).modules()]
-    assert kinds.count(BatchNorm if norm == "batch" else nn.LayerNorm) == 2
+    assert kinds.count(BatchNorm if norm == "batch" else LayerNorm) == 2
     assert kinds.count(nn.Dropout) == 2
 
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from satrap.models.inputs import Inputs
 from satrap.models.layers import Deep, JoinedLinear
 from satrap.models.named import Named
+from satrap.models.repeatable import Linear
 from satrap.schema import DCNv2
 
 
@@ -25,8 +26,8 @@ class Cross(nn.Module):
 
     def __init__(self, columns: int, rank: int | None) -> None:
         super().__init__()
-        self.down = None if rank is None else nn.Linear(columns, rank, bias=False)
-        self.up = nn.Linear(columns if rank is None else rank, columns)
+        self.down = None if rank is None else Linear(columns, rank, bias=False)
+        self.up = Linear(columns if rank is None else rank, columns)
 
     def forward(self, x0: Tensor, x: Tensor) -> Tensor:
         """`x0` the input of the first layer, `x` of this one."""

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from satrap.models.inputs import Inputs
 from satrap.models.layers import Deep
 from satrap.models.named import Named
+from satrap.models.repeatable import affine
 from satrap.schema import DeepFM
 
 
@@ -33,8 +34,8 @@ class FactorisationMachine(nn.Module):
         """`numbers` [B, n], None where there are none; `vectors` [B, F, D]."""
         total, squares = vectors.sum(1), vectors.square().sum(1)
         if numbers is not None and self.rows is not None:
-            total = total + numbers @ self.rows
-            squares = squares + numbers.square() @ self.rows.square()
+            total = total + affine(numbers, self.rows.t())
+            squares = squares + affine(numbers.square(), self.rows.square().t())
         pairs = (total.square() - squares)[:, 1:].sum(1, keepdim=True)
         return total[:, :1] + 0.5 * pairs
 

@@ -10,7 +10,8 @@ from typing import Literal
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
+
+from satrap.models.repeatable import BatchNorm, LayerNorm, Linear, affine
 
 Norm = Literal["none", "batch", "layer"]
 
@@ -39,24 +40,9 @@ class JoinedLinear(nn.Module):
         """`parts` as the widths given, without those of width 0. Returns [B, H]."""
         out: Tensor | None = None
         for x, w in zip(parts, self.weights, strict=True):
-            out = functional.linear(x, w, self.bias) if out is None else torch.addmm(out, x, w.t())
+            out = affine(x, w, self.bias if out is None else out)
         assert out is not None
         return out
-
-
-class BatchNorm(nn.BatchNorm1d):
-    """Batch normalisation that takes a batch of one sample, the odd last one of an epoch, by its running statistics.
-
-    >>> BatchNorm(3)(torch.zeros(1, 3)).shape
-    torch.Size([1, 3])
-    """
-
-    def forward(self, input: Tensor) -> Tensor:
-        """[B, H] → [B, H]."""
-        if self.training and input.shape[0] == 1:
-            mean, var = self.running_mean, self.running_var
-            return functional.batch_norm(input, mean, var, self.weight, self.bias, eps=self.eps)
-        return super().forward(input)
 
 
 def tower(widths: Sequence[int], *, norm: Norm = "none", dropout: float = 0.0) -> nn.Sequential:
@@ -70,11 +56,11 @@ def tower(widths: Sequence[int], *, norm: Norm = "none", dropout: float = 0.0) -
     layers: list[nn.Module] = []
     for i, width in enumerate(widths):
         if i:
-            layers.append(nn.Linear(widths[i - 1], width))
+            layers.append(Linear(widths[i - 1], width))
         if norm == "batch":
             layers.append(BatchNorm(width))
         elif norm == "layer":
-            layers.append(nn.LayerNorm(width))
+            layers.append(LayerNorm(width))
         layers.append(nn.ReLU(inplace=True))
         if dropout:
             layers.append(nn.Dropout(dropout))
@@ -105,7 +91,7 @@ class Deep(nn.Module):
         self.width = out if out is not None else [first, *rest][-1]
         self.first = JoinedLinear(widths, first)
         self.hidden = tower([first, *rest], norm=norm, dropout=dropout) if hidden else nn.Sequential()
-        self.out = nn.Linear([first, *rest][-1], out) if hidden and out is not None else nn.Identity()
+        self.out = Linear([first, *rest][-1], out) if hidden and out is not None else nn.Identity()
 
     def forward(self, parts: Sequence[Tensor]) -> Tensor:
         """`parts` [B, widths], without those of width 0."""

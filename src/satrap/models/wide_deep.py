@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from satrap.models.inputs import Inputs
 from satrap.models.layers import Deep
 from satrap.models.named import Named
+from satrap.models.repeatable import Linear
 from satrap.schema import WideDeep
 
 
@@ -36,7 +37,7 @@ class WideDeepNetwork(nn.Module):
         self.numbers, self.vectors = inputs.numbers, sum(inputs.dims)
         starts = list(accumulate(inputs.dims, initial=0))[:-1]
         self.register_buffer("wide_columns", torch.tensor(starts, dtype=torch.int64), persistent=False)
-        self.wide = nn.Linear(self.numbers, inputs.labels, bias=False) if self.numbers else None
+        self.wide = Linear(self.numbers, inputs.labels, bias=False) if self.numbers else None
         widths = [self.numbers, self.vectors]
         self.deep = Deep(widths, spec.hidden, inputs.labels, norm=spec.norm, dropout=spec.dropout)
 
