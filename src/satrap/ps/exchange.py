@@ -46,6 +46,7 @@ class Call:
     message: Message
     expires_at: float
     wait_s: float
+    begun: float = 0.0
     send_at: float = 0.0
     sent_at: float = 0.0
     orphan_at: float | None = None
@@ -120,6 +121,8 @@ class Exchange:
         self._closed = False
         self.resent = 0
         """Messages sent again so far."""
+        self.on_answer: Callable[[int, str, float], None] | None = None
+        """Told of each answer: server, kind of request, seconds from asking until the answer was taken."""
 
     def _connect(self, server: int, address: str, keys: ClientKeys | None) -> _Link:
         s = self._context.socket(zmq.DEALER)
@@ -152,7 +155,7 @@ class Exchange:
         if not message.request:
             message = replace(message, request=self.number())
         now = time.monotonic()
-        call = Call(server, message, now + (deadline_s or self._deadline_s), self._patience.resend_s)
+        call = Call(server, message, now + (deadline_s or self._deadline_s), self._patience.resend_s, begun=now)
         while len(self._links[server].pending) >= self._window:
             oldest = next(iter(self._links[server].pending.values()), None)
             if oldest is not None:
@@ -184,6 +187,10 @@ class Exchange:
             raise call.error
         assert call.answer is not None
         return call.answer
+
+    def under_way(self, server: int) -> int:
+        """Requests to a server that wait for their answers."""
+        return len(self._links[server].pending)
 
     def where(self, server: int) -> str:
         """`server 1 (tcp://…)`, for messages to people."""
@@ -258,6 +265,7 @@ class Exchange:
     def _greet(self, link: _Link) -> None:
         message = replace(self._hello, request=self.number())
         link.greeting = Call(link.server, message, time.monotonic() + self._deadline_s, self._patience.resend_s)
+        link.greeting.begun = time.monotonic()
         link.pending[message.request] = link.greeting
         self._transmit(link, link.greeting)
 
@@ -404,6 +412,8 @@ class Exchange:
 
     def _finish(self, link: _Link, call: Call, answer: Message | None = None, error: Exception | None = None) -> None:
         link.pending.pop(call.message.request, None)
+        if self.on_answer is not None and answer is not None:
+            self.on_answer(link.server, type(call.message).__name__, time.monotonic() - call.begun)
         with self._turn:
             call.answer, call.error, call.done = answer, error, True
             self._turn.notify_all()

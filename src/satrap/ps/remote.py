@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import socket
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
 from typing import Protocol, TypeVar
 
@@ -114,6 +114,20 @@ class RemoteService(RemoteRows):
     def placement(self) -> Placement:
         """Which server owns which partition."""
         return self._placement
+
+    def watch(self, on_answer: Callable[[int, str, float], None]) -> None:
+        """Has each answer told to a function: server, kind of request, seconds. It is called by whichever thread takes
+        the answer, and must neither wait nor ask this service anything."""
+        self._exchange.on_answer = on_answer
+
+    def under_way(self, server: int) -> int:
+        """Requests to a server that wait for their answers."""
+        return self._exchange.under_way(server)
+
+    @property
+    def resent(self) -> int:
+        """Requests sent again so far, because no answer came in time."""
+        return self._exchange.resent
 
     def pull(self, request: PullRequest) -> Rows:
         """See `ParameterService.pull`. Raises also ServiceError and its kinds; values may be read-only."""
