@@ -4,6 +4,7 @@ import io
 import re
 
 import pytest
+from rich.console import Console
 
 from satrap.observe import BinaryMetrics, Progress, summary_table
 from satrap.observe.progress import duration, figure, size
@@ -102,6 +103,20 @@ def test_terminal_shows_bar_and_figures_and_gives_the_cursor_back(terminal: Term
     for part in ("adult  epoch 2/2", "50%", "50 of 100 samples", "123,457", "0.7500", "1.50 GiB", "[not markup] saved"):
         assert part in text
     assert text.rindex("\x1b[?25h") > text.rindex("\x1b[?25l")
+
+
+def test_a_terminal_says_what_training_waits_for_as_long_as_it_waits(terminal: Terminal) -> None:
+    # An evaluation of minutes looked like a display that had stopped.
+    with Progress(total_samples=10, file=terminal) as p:
+        p.update(step=1, samples=5)
+        console = Console(width=140, record=True, file=io.StringIO())
+        p.doing("evaluating")
+        console.print(p._draw())
+        p.doing(None)
+        console.print(p._draw())
+    first, second = [line for line in console.export_text().splitlines() if line.startswith("training")]
+    assert first.startswith("training  evaluating 0:0")
+    assert "evaluating" not in second
 
 
 def test_ctrl_c_gives_the_terminal_back_and_passes_on(terminal: Terminal) -> None:

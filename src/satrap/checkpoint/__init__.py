@@ -11,6 +11,7 @@ use anything it has not verified, or leave a folder worse off than it was.
     model.load_state_dict(loaded.dense)
 """
 
+from satrap.checkpoint.claim import claim
 from satrap.checkpoint.digest import content_digest, digest
 from satrap.checkpoint.files import LOCAL, Files, LocalFiles, write_small
 from satrap.checkpoint.folder import best, checkpoints, find, latest, mark_best, retain
@@ -30,6 +31,7 @@ __all__ = [
     "TableEntry",
     "best",
     "checkpoints",
+    "claim",
     "content_digest",
     "digest",
     "find",

@@ -6,7 +6,7 @@
       .step-00001234.tmp-1a2b3c4d/    being written, or being removed, or left by a process that died
       .step-00001200.old-5e6f7a8b/    the one of the same step while its successor takes the name
 
-One process at a time saves into a folder; any number may read it.
+One process at a time saves into a folder (`claim` keeps others out); any number may read it.
 """
 
 from __future__ import annotations

@@ -176,7 +176,9 @@ def _differences(name: str, theirs: Table, ours: Table) -> list[str]:
     a, b = theirs.optimizer, ours.optimizer
     assert a is not None
     pairs = [(f"optimizer.{field}", getattr(a, field), getattr(b, field, None)) for field in a.__struct_fields__]
-    pairs += [(field, getattr(theirs, field), getattr(ours, field)) for field in ("initializer", "max_gradient", "wire")]
+    pairs += [
+        (field, getattr(theirs, field), getattr(ours, field)) for field in ("initializer", "max_gradient", "wire")
+    ]
     return [f"table '{name}': {field} was {was} and is {now}" for field, was, now in pairs if was != now]
 
 

@@ -68,6 +68,7 @@ class Progress:
         self._line_due = 0.0
         self._started = time.monotonic()
         self._first_samples: int | None = None
+        self._doing: tuple[str, float] | None = None  # and since when
         self._live: Live | None = None
         self._out: Console | None = None
 
@@ -116,6 +117,11 @@ class Progress:
             self._console().print(text, markup=False, highlight=False)
         elif self._mode == "lines":
             print(text, file=self._file, flush=True)
+
+    def doing(self, what: str | None) -> None:
+        """What training waits for now ("evaluating"), shown on a terminal with the seconds it has taken; None: nothing,
+        it trains."""
+        self._doing = None if what is None else (what, time.monotonic())
 
     def evaluation(self, split: str, metrics: Metrics, step: int) -> None:
         """The figures of an evaluation, as a line that stays."""
@@ -172,6 +178,8 @@ class Progress:
         if self._epochs > 1 and "epoch" in now:
             what += f"  epoch {now['epoch'] + 1}/{self._epochs}"
         done = f"{int(now.get('samples', 0)):,}" + (f" of {self._total:,} samples" if self._total else " samples")
+        if (doing := self._doing) is not None:
+            what += f"  {doing[0]} {duration(time.monotonic() - doing[1])}"
         times = f"{duration(time.monotonic() - self._started)} gone"
         if left is not None:
             times += f", {duration(left)} left"

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from satrap import checkpoint
 from satrap.data.batch import Batch
 from satrap.observe import BinaryMetrics, Progress, RunLog, describe, rss_bytes
 from satrap.ps.protocol import STALENESS_BINS, Ack
@@ -26,6 +27,9 @@ BINS = 1 << 14
 
 Display = Callable[..., Progress]
 """Makes the display of a run, called as `Progress` is."""
+
+
+_DOING = {"evaluation": "evaluating", "checkpoint": "saving a checkpoint"}
 
 
 class Report:
@@ -51,6 +55,8 @@ class Report:
         """Gradients by row updates between lookup and push; the last bin: unknown."""
         self.applied = 0
         """Gradients of this worker that were applied, those before a resume included."""
+        self.applied_before = 0
+        """Those before a resume."""
         self._training_s, self._training_samples = 0.0, 0
         self._interval_s, self._interval_samples = 0.0, 0
         self._running_since: float | None = None
@@ -59,6 +65,7 @@ class Report:
     def __enter__(self) -> Report:
         self._open = ExitStack()
         if self._writes:
+            self._open.enter_context(checkpoint.claim(self._run_dir))
             self._log = self._open.enter_context(RunLog(self._run_dir))
         return self
 
@@ -185,9 +192,13 @@ class Report:
     def busy(self, what: str) -> Iterator[None]:
         """Accounts for the time of an evaluation or a checkpoint, for which training waits."""
         start = perf_counter()
+        if self._progress is not None:
+            self._progress.doing(_DOING[what])
         try:
             yield
         finally:
+            if self._progress is not None:
+                self._progress.doing(None)
             setattr(self.seconds, what, getattr(self.seconds, what) + perf_counter() - start)
 
     @property
@@ -224,5 +235,5 @@ class Report:
         self.loss = saved["loss"]
         self._interval_loss, self._interval_steps = saved["interval_loss"], saved["interval_steps"]
         self.staleness[:] = saved["staleness"]
-        self.applied = saved.get("applied", 0)
+        self.applied = self.applied_before = saved.get("applied", 0)
         self._metrics = [BinaryMetrics.from_dict(m) for m in saved["metrics"]]
