@@ -4,75 +4,93 @@
 #include <cstring>
 
 #include "base/half.h"
+#include "wire/lanes.h"
 #include "wire/rows.h"
 
 namespace satrap {
 namespace {
 
-constexpr uint32_t kInfinity = 0x7F800000u;
-
-inline uint32_t magnitude_bits(float f) { return std::bit_cast<uint32_t>(f) & 0x7FFFFFFFu; }
-
-// Magnitudes compare as their bits do, so this is a reduction over integers, which may be in any order.
 float largest(const float* values, size_t n) {
-  uint32_t most = 0;
-  for (size_t i = 0; i < n; ++i) {
-    const uint32_t a = magnitude_bits(values[i]);
-    const uint32_t finite = a < kInfinity ? a : 0;
-    most = finite > most ? finite : most;
+  Words most = {};
+  size_t i = 0;
+  for (; i < whole(n); i += kLanes) {
+    const Words a = magnitudes(load(values + i));
+    most = larger(most, a < kInfinity ? a : Words{});
   }
-  return std::bit_cast<float>(most);
+  int32_t found = largest_of(most);
+  for (; i < n; ++i) {
+    const int32_t a = magnitude(values[i]);
+    if (a < kInfinity && a > found) found = a;
+  }
+  return std::bit_cast<float>(found);
 }
 
 // ---- one row
 
-// 65520 is the smallest number that rounds to infinity. Infinities and NaNs stay what they are.
-inline bool encode_row_half(const float* in, char* out, uint32_t dim, float inverse, uint32_t too_large) {
-  uint32_t bad = 0;
-  for (uint32_t j = 0; j < dim; ++j) {
-    const uint32_t a = magnitude_bits(in[j]);
-    bad |= static_cast<uint32_t>(a >= too_large) & static_cast<uint32_t>(a < kInfinity);
+// Magnitudes from `too_large` on would round to infinity: `bad` is not 0 behind a finite one. Infinities and
+// NaNs stay what they are.
+inline void encode_halves(const float* in, char* out, size_t n, float inverse, int32_t too_large,
+                          Words& bad) {
+  size_t j = 0;
+  for (; j < whole(n); j += kLanes) {
+    const Floats x = load(in + j);
+    const Words a = magnitudes(x);
+    bad |= (a >= too_large) & (a < kInfinity) & 1;
+    const Floats scaled = x * inverse;
+    encode_half(reinterpret_cast<const float*>(&scaled), out + 2 * j, kLanes);
   }
-  constexpr uint32_t kPiece = 64;
-  float scaled[kPiece];
-  for (uint32_t j = 0; j < dim; j += kPiece) {
-    const uint32_t n = dim - j < kPiece ? dim - j : kPiece;
-    for (uint32_t k = 0; k < n; ++k) scaled[k] = in[j + k] * inverse;
-    encode_half(scaled, out + 2 * size_t{j}, n);
+  for (; j < n; ++j) {
+    const int32_t a = magnitude(in[j]);
+    bad[0] |= static_cast<int32_t>(a >= too_large && a < kInfinity);
+    const float scaled = in[j] * inverse;
+    encode_half(&scaled, out + 2 * j, 1);
   }
-  return bad == 0;
 }
 
-inline void decode_row_half(const char* in, float* out, uint32_t dim, float scale) {
-  decode_half(in, out, dim);
-  for (uint32_t j = 0; j < dim; ++j) out[j] *= scale;
+inline void decode_halves(const char* in, float* out, size_t n, float scale) {
+  size_t j = 0;
+  for (; j < whole(n); j += kLanes) {
+    Floats x;
+    decode_half(in + 2 * j, reinterpret_cast<float*>(&x), kLanes);
+    store(out + j, x * scale);
+  }
+  for (; j < n; ++j) {
+    decode_half(in + 2 * j, out + j, 1);
+    out[j] *= scale;
+  }
 }
 
 // Below this a row's scale would not be a normal number: it travels as zeros.
 constexpr float kSmallest = 0x1p-118f;
 // x + kRound has its unit in the last mantissa bit: the sum rounds x to the nearest integer, ties to even,
-// and the low byte of its bits is that integer as an int8.
+// and its bits are kRoundBits plus that integer.
 constexpr float kRound = 0x1.8p23f;
+constexpr int32_t kRoundBits = std::bit_cast<int32_t>(kRound);
 
-inline float encode_row_int8(const float* in, char* out, uint32_t dim) {
-  uint32_t most = 0;
-  for (uint32_t j = 0; j < dim; ++j) {
-    const uint32_t a = magnitude_bits(in[j]);
-    most = a > most ? a : most;
-  }
-  const float m = std::bit_cast<float>(most);
-  if (most >= kInfinity || m < kSmallest) {
-    std::memset(out, 0, dim);
-    return most >= kInfinity ? std::bit_cast<float>(0x7FC00000u) : 0.0f;
+// Returns the row's scale.
+inline float encode_bytes(const float* in, char* out, size_t n) {
+  Words most = {};
+  size_t j = 0;
+  for (; j < whole(n); j += kLanes) most = larger(most, magnitudes(load(in + j)));
+  int32_t found = largest_of(most);
+  for (; j < n; ++j) found = magnitude(in[j]) > found ? magnitude(in[j]) : found;
+  const float m = std::bit_cast<float>(found);
+  if (found >= kInfinity || m < kSmallest) {
+    std::memset(out, 0, n);
+    return found >= kInfinity ? std::bit_cast<float>(0x7FC00000u) : 0.0f;
   }
   const float inverse = 127.0f / m;
-  for (uint32_t j = 0; j < dim; ++j)
-    out[j] = static_cast<char>(std::bit_cast<uint32_t>(in[j] * inverse + kRound));
+  for (j = 0; j < whole(n); j += kLanes)
+    store_bytes(out + j, reinterpret_cast<Words>(load(in + j) * inverse + kRound) - kRoundBits);
+  for (; j < n; ++j)
+    out[j] = static_cast<char>(std::bit_cast<int32_t>(in[j] * inverse + kRound) - kRoundBits);
   return m / 127.0f;
 }
 
-inline void decode_row_int8(const char* in, float* out, uint32_t dim, float scale) {
-  for (uint32_t j = 0; j < dim; ++j) out[j] = static_cast<float>(static_cast<int8_t>(in[j])) * scale;
+inline void decode_bytes(const char* in, float* out, size_t n, float scale) {
+  size_t j = 0;
+  for (; j < whole(n); j += kLanes) store(out + j, load_bytes(in + j) * scale);
+  for (; j < n; ++j) out[j] = static_cast<float>(static_cast<int8_t>(in[j])) * scale;
 }
 
 // ---- all rows of a section; kDim is the dim where it is one of the usual ones, else 0
@@ -96,16 +114,22 @@ bool encode_rows(WireFormat format, const float* values, const uint32_t* order, 
       break;
     case WireFormat::kFp16: {
       const float inverse = 1.0f / scale;
-      const uint32_t too_large = magnitude_bits(65520.0f * scale);
-      for (size_t i = 0; i < rows; ++i)
-        fits &= encode_row_half(row(i), out + 2 * i * dim, dim, inverse, too_large);
+      // The smallest magnitude that rounds to infinity.
+      const int32_t too_large = magnitude(65520.0f * scale);
+      Words bad = {};
+      if (order == nullptr)
+        encode_halves(values, out, rows * dim, inverse, too_large, bad);
+      else
+        for (size_t i = 0; i < rows; ++i)
+          encode_halves(row(i), out + 2 * i * dim, dim, inverse, too_large, bad);
+      fits = largest_of(bad) == 0;
       written = 2 * rows * dim;
       break;
     }
     case WireFormat::kInt8: {
       char* codes = out + 4 * rows;
       for (size_t i = 0; i < rows; ++i) {
-        const float s = encode_row_int8(row(i), codes + i * dim, dim);
+        const float s = encode_bytes(row(i), codes + i * dim, dim);
         std::memcpy(out + 4 * i, &s, 4);
       }
       written = rows * (4 + size_t{dim});
@@ -130,14 +154,17 @@ void decode_rows(WireFormat format, const char* in, size_t rows, uint32_t any_di
       }
       break;
     case WireFormat::kFp16:
-      for (size_t i = 0; i < rows; ++i) decode_row_half(in + 2 * i * dim, row(i), dim, scale);
+      if (positions == nullptr)
+        decode_halves(in, out, rows * dim, scale);
+      else
+        for (size_t i = 0; i < rows; ++i) decode_halves(in + 2 * i * dim, row(i), dim, scale);
       break;
     case WireFormat::kInt8: {
       const char* codes = in + 4 * rows;
       for (size_t i = 0; i < rows; ++i) {
         float s;
         std::memcpy(&s, in + 4 * i, 4);
-        decode_row_int8(codes + i * dim, row(i), dim, s);
+        decode_bytes(codes + i * dim, row(i), dim, s);
       }
       break;
     }
