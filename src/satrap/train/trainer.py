@@ -13,7 +13,6 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
-from datetime import datetime
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -34,6 +33,7 @@ from satrap.ps import LocalService
 from satrap.schema import Job, save_job
 from satrap.train.cores import compute_threads
 from satrap.train.evaluation import evaluate, predict
+from satrap.train.folder import fresh_run_dir
 from satrap.train.group import ALONE, Group
 from satrap.train.interrupt import Interrupts
 from satrap.train.memory import garbage_of_the_loop_only, keep_freed_memory
@@ -80,22 +80,23 @@ class Trainer:
         group: Group = ALONE,
         progress: bool | Display | None = None,
         plots: bool = True,
+        cores: int | None = None,
     ) -> None:
         """`model` None: the job's, with weights that follow from its seed. `run_dir` None: runs/<job>-<time>.
         `service` None: fresh tables in this process. `group`: the workers this one trains with, each with a trainer of
         its own on the same job and a service that leads to the same rows; each does a part of every batch.
         `progress` False is silent; else it is live on a terminal and a line every few seconds elsewhere, or what this
         makes that is called as `observe.Progress` is. `plots` False leaves out the pictures at the end of `fit` (about
-        a second).
+        a second). `cores`: that this process may keep busy where the job names no threads; None: all there are.
 
         Sets the number of threads torch computes with, and lets glibc keep freed memory, for the whole process.
         """
         if service is None and group.world > 1:
             raise TrainingError(f"{group.world} workers need rows that they share: give each a RemoteService")
         self.job, self._group = job, group
-        self.run_dir = Path(run_dir) if run_dir is not None else _fresh_run_dir(job)
+        self.run_dir = Path(run_dir) if run_dir is not None else fresh_run_dir(job)
         self.device = device_of(job.train.device)
-        compute_threads(job.train.threads or cores_available())
+        compute_threads(job.train.threads or cores or cores_available())
         keep_freed_memory()
         if model is None:
             torch.manual_seed(job.seed)
@@ -103,7 +104,7 @@ class Trainer:
         self.model = model.to(self.device)
         self.service = service if service is not None else LocalService.of(job)
         self.engine: Any = EmbeddingEngine(
-            job, self.service, device=self.device, threads=job.store.threads, client=group.rank
+            job, self.service, device=self.device, threads=job.store.threads or cores, client=group.rank
         )
         self._dense = DenseStep(job, self.model, self.device, group)
         self._progress, self._plots = progress, plots
@@ -267,15 +268,6 @@ class Trainer:
             checkpoint=run.saved,
             run_dir=self.run_dir,
         )
-
-
-def _fresh_run_dir(job: Job) -> Path:
-    """runs/<job>-<time>, with a number where two runs start in one second."""
-    base = Path("runs") / f"{job.name}-{datetime.now():%Y%m%d-%H%M%S}"
-    path, n = base, 2
-    while path.exists():
-        path, n = base.with_name(f"{base.name}-{n}"), n + 1
-    return path
 
 
 def _measured(job: Job, loaded: checkpoint.Loaded | None) -> Job:
