@@ -30,6 +30,7 @@ from satrap.wire import (
     TablesReply,
     decode,
     encode,
+    request_of,
 )
 from satrap.wire.messages import Code
 
@@ -243,6 +244,12 @@ def test_a_failure_is_cut_so_that_it_can_always_be_sent() -> None:
     body = struct.pack("<Q", Code.BUSY) + frames_of(longer)[0][40:]
     head = frames_of(Failure(code=Code.BUSY, text=""))[0][:40]
     refused(put([head + body], "I", 28, len(body)), "FAILURE: bytes of text 8200, the limit is 8192")
+
+
+def test_the_request_of_a_malformed_message_is_told_where_it_can_be_seen() -> None:
+    # So that a failure reaches who waits for it, whatever else was wrong with the message.
+    assert request_of(put(of("pull"), "B", 5, 64)[0]) == 5
+    assert [request_of(first) for first in (b"", of("pull")[0][:39], bytes(40))] == [0, 0, 0]
 
 
 def test_an_error_of_the_wire_is_one_of_the_service() -> None:

@@ -16,7 +16,7 @@ import tracemalloc
 from wire_messages import EACH, frames_of
 
 from satrap.errors import WireError
-from satrap.wire import PROTOCOL, Kind, Limits, decode
+from satrap.wire import PROTOCOL, Kind, Limits, decode, request_of
 
 LIMITS = Limits(frame_bytes=4096, body_bytes=1024, text_bytes=512, tables=8, rows=64, dim=16, state_width=16, clients=8)
 SLACK_BYTES = 32_768
@@ -108,6 +108,8 @@ def random_frames(rng: random.Random) -> list[bytes]:
 
 def check(frames: list[bytes], limits: Limits = LIMITS) -> bool:
     """Raises AssertionError unless `decode` does what it may. True: the frames are a message after all."""
+    for frame in frames[:1]:
+        request_of(frame)
     try:
         message = decode(frames, limits)
     except WireError:

@@ -133,7 +133,7 @@ def read_head(first: memoryview, frames: int, limits: Limits) -> Head:
 
 
 def request_of(first: Buffer) -> int:
-    """The request number that a malformed message seems to have, for the failure that answers it; 0: none to be seen."""
+    """The request number that a malformed message seems to have, for the failure that answers it; 0: none seen."""
     view = as_bytes(first)
     if view.nbytes < HEADER.size or view[:4] != MAGIC:
         return 0
