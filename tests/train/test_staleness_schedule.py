@@ -189,3 +189,90 @@ def test_feed_prepares_the_next_batch_before_the_push_it_waits_for():
 
     run_leg(Watched(), range(3), StalenessSchedule(0))
     assert order == [("prepare", 0), ("prepare", 1), ("push", 0), ("prepare", 2), ("push", 1), ("push", 2)]
+
+
+class Remote(Recorder):
+    """An engine whose calls have two halves; what ends them takes time, and is done in another thread."""
+
+    overlaps = True
+
+    def __init__(self, jitter=None, broken=None):
+        super().__init__(jitter)
+        self.broken, self.under_way, self.most = broken, 0, 0
+        self.ended = []
+
+    def submit_lookup(self, batch, *, train):
+        return self._begun("lookup", batch, batch)
+
+    def submit_push(self, lookup, *, seq, lr_factor, merge=1):
+        assert seq == (lookup if lookup is not None else seq - 1) + 1
+        return self._begun("push", lookup, Ack())
+
+    def _begun(self, what, batch, result):
+        self.operations.append((what, batch))
+        self.under_way += what == "lookup"
+        self.most = max(self.most, self.under_way)
+
+        def end():
+            self._pause()
+            if self.broken == (what, batch):
+                raise ValueError("broken")
+            self.ended.append((what, batch))
+            self.under_way -= what == "lookup"
+            return result
+
+        return end
+
+
+@settings(max_examples=25, deadline=None)
+@given(k=st.integers(0, 5), warmup=st.integers(0, 6), n=st.integers(0, 14), seed=st.integers(0, 99))
+def test_calls_that_overlap_begin_and_end_in_the_sequence_of_those_that_do_not(k, warmup, n, seed):
+    # A service keeps the order in which requests are begun: that is what makes a delayed run as repeatable.
+    schedule, plain, remote = StalenessSchedule(k, warmup), Recorder(), Remote(random.Random(seed))
+    for engine in (plain, remote):
+        assert run_leg(engine, range(n), schedule, jitter=random.Random(seed + 1)) == list(range(n))
+    assert remote.operations == remote.ended == plain.operations
+
+
+def test_lookups_are_under_way_together_as_far_as_the_staleness_allows():
+    held = threading.Event()
+
+    class Slow(Remote):
+        def _begun(self, what, batch, result):
+            end = super()._begun(what, batch, result)
+            if len(self.operations) == 4:
+                held.set()
+
+            def late():
+                assert held.wait(10)  # nothing comes back before the fourth is asked for
+                return end()
+
+            return late
+
+    engine = Slow()
+    run_leg(engine, range(6), StalenessSchedule(3))
+    assert engine.most >= 4
+
+
+@pytest.mark.parametrize("broken", [("lookup", 0), ("lookup", 3), ("push", 2), ("push", 5)])
+@pytest.mark.parametrize("k", [0, 2])
+def test_error_at_the_end_of_a_call_reaches_the_main_thread_and_no_thread_is_left(broken, k):
+    engine = Remote(broken=broken)
+    with pytest.raises(ValueError, match="broken"):
+        run_leg(engine, range(6), StalenessSchedule(k))
+    assert not any(t.name in ("satrap-engine", "satrap-settle") for t in threading.enumerate())
+
+
+def test_error_at_the_end_of_a_merged_push_does_not_leave_its_waiter():
+    # The engine thread waits for a merged push; if what ends it is broken, nobody else would wake it.
+    feed = Feed(iter(range(3)), None, StageSeconds())
+    leg = Leg(Remote(broken=("push", 1)), feed, StalenessSchedule(0), world=2, seconds=StageSeconds())
+
+    def steps():
+        with leg:
+            for lookup in leg:
+                leg.push(lookup, lr_factor=1.0)
+
+    with pytest.raises(ValueError, match="broken"):
+        steps()
+    assert not any(t.name in ("satrap-engine", "satrap-settle") for t in threading.enumerate())

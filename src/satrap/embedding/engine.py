@@ -7,7 +7,9 @@ B batch, Σ columns of all pooled features, L padded length, U unique ids of a t
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,7 +20,7 @@ from satrap.data.batch import Batch, Jagged
 from satrap.embedding.ledger import Ledger
 from satrap.models.inputs import Inputs
 from satrap.models.named import Named, Padded
-from satrap.ps import Ack, ParameterService, PullRequest, PushRequest
+from satrap.ps import Ack, ParameterService, PullRequest, PushRequest, Rows
 from satrap.schema import Job, Sequence
 from satrap.store import Store, Ticket, TicketFeature
 
@@ -99,12 +101,28 @@ class EmbeddingEngine:
                 column += self._dims[table]
         return Prepared(batch, self._kernels.ticket(parts, batch.size), tuple(lengths))
 
+    @property
+    def overlaps(self) -> bool:
+        """Whether pulls and pushes can be under way while others are worked on: where rows are reached by a network."""
+        return hasattr(self._service, "submit_pull")
+
     def lookup(self, batch: Batch | Prepared, *, train: bool) -> Lookup:
         """Pulls and pools the rows of a batch. train=False creates no rows and asks for no gradients."""
         prepared = batch if isinstance(batch, Prepared) else self.prepare(batch)
-        batch = prepared.batch
         ids = prepared.ticket.unique()
-        rows = self._service.pull(PullRequest(ids=ids, create=train, distinct=True))
+        return self._pool(prepared, ids, self._service.pull(PullRequest(ids=ids, create=train, distinct=True)), train)
+
+    def submit_lookup(self, batch: Batch | Prepared, *, train: bool) -> Callable[[], Lookup]:
+        """`lookup`, begun: the rows are asked for, and see every push submitted before. What it returns waits for them
+        and pools them, in any thread. Only where it `overlaps`."""
+        prepared = batch if isinstance(batch, Prepared) else self.prepare(batch)
+        ids = prepared.ticket.unique()
+        service: Any = self._service
+        pending = service.submit_pull(PullRequest(ids=ids, create=train, distinct=True))
+        return lambda: self._pool(prepared, ids, pending.result(), train)
+
+    def _pool(self, prepared: Prepared, ids: dict[str, NDArray[np.uint64]], rows: Rows, train: bool) -> Lookup:
+        batch = prepared.batch
         pooled = torch.empty(batch.size, sum(self._inputs.pooled.values()))
         shapes = zip(prepared.lengths, self._inputs.sequences.values(), strict=True)
         sequences = [torch.empty(batch.size, length, dim) for length, dim in shapes]
@@ -141,27 +159,42 @@ class EmbeddingEngine:
         A model that used no embedding of the batch leaves none: then nothing is sent, as for a lookup of None, unless
         other workers wait for this push. `merge`: as in `PushRequest`.
         """
+        request = self._request(lookup, seq, lr_factor, merge)
+        return Ack() if request is None else self._book(request, self._service.push(request))
+
+    def submit_push(
+        self, lookup: Lookup | None, *, seq: int, lr_factor: float = 1.0, merge: int = 1
+    ) -> Callable[[], Ack]:
+        """`push`, begun: what it returns waits for the acknowledgement and books it; call it once, always in one
+        thread. Only where it `overlaps`."""
+        request = self._request(lookup, seq, lr_factor, merge)
+        if request is None:
+            return Ack
+        service: Any = self._service
+        pending = service.submit_push(request)
+        return lambda: self._book(request, pending.result())
+
+    def _book(self, request: PushRequest, ack: Ack) -> Ack:
+        self.ledger.enter(sum(x.size for x in request.ids.values()), ack)
+        return ack
+
+    def _request(self, lookup: Lookup | None, seq: int, lr_factor: float, merge: int) -> PushRequest | None:
         gradients = None if lookup is None else self._unpool(lookup)
         if gradients is None and merge == 1:
-            return Ack()
+            return None
         pushed = lookup if gradients is not None else None
-        ids = {} if pushed is None else pushed.ids
-        ack = self._service.push(
-            PushRequest(
-                client=self._client,
-                epoch=self._epoch,
-                seq=seq,
-                ids=ids,
-                gradients=gradients or {},
-                versions=None if pushed is None else pushed.versions,
-                hints=None if pushed is None else pushed.hints,
-                lr_factor=lr_factor,
-                distinct=True,
-                merge=merge,
-            )
+        return PushRequest(
+            client=self._client,
+            epoch=self._epoch,
+            seq=seq,
+            ids={} if pushed is None else pushed.ids,
+            gradients=gradients or {},
+            versions=None if pushed is None else pushed.versions,
+            hints=None if pushed is None else pushed.hints,
+            lr_factor=lr_factor,
+            distinct=True,
+            merge=merge,
         )
-        self.ledger.enter(sum(x.size for x in ids.values()), ack)
-        return ack
 
     def _unpool(self, lookup: Lookup) -> dict[str, NDArray[np.float32]] | None:
         """Table → gradients [U, D] of the lookup's ids; None where backward left none."""

@@ -13,6 +13,10 @@ so a run with staleness is as repeatable as one without. When a leg has ended, e
 looked up ahead: that is the drain before a checkpoint, before an evaluation, and at the end. Only reading and
 preparation (what does not depend on the values of rows) run ahead of that.
 
+An engine whose rows are behind a network offers the two halves of its calls (`submit_lookup`, `submit_push`). Then the
+engine thread only begins them, in that same sequence, which the service keeps; a second thread ends them, in order. So
+several are under way at once, and a network's delay is hidden as far as the staleness allows.
+
 Threads wait in blocking queues; none spins.
 """
 
@@ -33,7 +37,8 @@ from satrap.train.schedule import StalenessSchedule
 
 
 class Engine(Protocol):
-    """What a leg asks of an embedding engine. It may also offer `prepare(batch)`: see `Feed`."""
+    """What a leg asks of an embedding engine. It may also offer `prepare(batch)`: see `Feed`; and, where its `overlaps`
+    is true, `submit_lookup` and `submit_push`, which return what waits for the result."""
 
     def lookup(self, batch: Any, *, train: bool) -> Any:
         """The rows of a batch as tensors by feature."""
@@ -152,6 +157,8 @@ class Leg:
         self._aborted = False
         self._error: BaseException | None = None
         self._thread = threading.Thread(target=self._run, name="satrap-engine", daemon=True)
+        self._overlaps = bool(getattr(engine, "overlaps", False))
+        self._under_way: SimpleQueue[Any] = SimpleQueue()
 
     def __enter__(self) -> Leg:
         self._thread.start()
@@ -203,12 +210,44 @@ class Leg:
 
     def _run(self) -> None:
         """The engine thread."""
+        settling = threading.Thread(target=self._settle, name="satrap-settle", daemon=True)
+        if self._overlaps:
+            settling.start()
         try:
             self._alternate()
         except BaseException as error:
-            self._error = error
+            self._error = self._error or error
         finally:
+            if self._overlaps:
+                self._under_way.put(_END)
+                settling.join()
             self._hand_out(_END)
+
+    def _settle(self) -> None:
+        """The thread that ends what the engine thread has begun, in the same order. After an error it ends nothing
+        more, and says so to who waits."""
+        broken = False
+        while (item := self._under_way.get()) is not _END:
+            settle, ended = item
+            try:
+                if not broken:
+                    settle()
+            except BaseException as error:
+                broken, self._error = True, error
+                self._hand_out(_END)
+                self._gradients.put(_END)  # the engine thread begins nothing more
+            finally:
+                ended.set()
+
+    def _then(self, settle: Callable[[], None], *, wait: bool = False) -> None:
+        """Does what follows once everything begun before has ended."""
+        if not self._overlaps:
+            settle()
+            return
+        ended = threading.Event()
+        self._under_way.put((settle, ended))
+        if wait:
+            ended.wait()
 
     def _alternate(self) -> None:
         step = self._first
@@ -221,13 +260,25 @@ class Leg:
             item = self._feed.take()
             if item is None and self._world == 1:
                 break
+            self._look_up(item)
+            step += 1
+        self._then(lambda: self._hand_out(_END))
+        self._push_until(step)
+
+    def _look_up(self, item: Any) -> None:
+        if item is None:
+            self._then(lambda: self._hand_out(None))
+            return
+        begin = self._engine.submit_lookup if self._overlaps else None  # type: ignore[attr-defined]
+        finish = None if begin is None else begin(item, train=self._train)
+
+        def settle() -> None:
             start = perf_counter()
-            lookup = None if item is None else self._engine.lookup(item, train=self._train)
+            lookup = self._engine.lookup(item, train=self._train) if finish is None else finish()
             self._seconds.lookup += perf_counter() - start
             self._hand_out(lookup)
-            step += 1
-        self._hand_out(_END)
-        self._push_until(step)
+
+        self._then(settle)
 
     def _push_until(self, wanted: int) -> bool:
         """Applies pushes in order until those of the first `wanted` batches are applied. False: no more will come."""
@@ -243,12 +294,20 @@ class Leg:
         return True
 
     def _push(self, lookup: Any, lr_factor: float) -> None:
-        seq, merge = self._applied + 1, {}
+        seq = self._applied + 1
+        options: dict[str, Any] = {"seq": seq, "lr_factor": lr_factor}
         if self._world > 1 and self._schedule.synchronous(self._applied):
-            merge = {"merge": self._world}
+            options["merge"] = self._world
         start = perf_counter()
-        ack = self._engine.push(lookup, seq=seq, lr_factor=lr_factor, **merge)
+        if self._overlaps:
+            finish = self._engine.submit_push(lookup, **options)  # type: ignore[attr-defined]
+            # A merged push is applied when the last worker's is there: what is pulled next must not come before.
+            self._then(lambda: self._acknowledged(seq, finish()), wait="merge" in options)
+        else:
+            self._acknowledged(seq, self._engine.push(lookup, **options))
         self._seconds.push += perf_counter() - start
+
+    def _acknowledged(self, seq: int, ack: Ack) -> None:
         if ack.duplicate:
             raise TrainingError(
                 f"the gradients of step {seq} were taken for those of a push applied before: these tables have been "
