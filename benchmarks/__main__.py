@@ -11,6 +11,7 @@ from importlib import import_module
 BENCHMARKS = {
     "store": "lookup and update of the native store against a raw gather, EmbeddingBag and FBGEMM",
     "train": "click training from Parquet on disk against plain torch and TorchRec",
+    "wire": "pulls and pushes over loopback against an echo of the same bytes and the store itself",
     "first-auc": "a fresh copy of the repository, `make demo`, and the time to the first test AUC",
 }
 

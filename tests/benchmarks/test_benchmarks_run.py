@@ -81,3 +81,15 @@ def test_unknown_benchmark_is_refused_with_the_names_there_are() -> None:
     assert done.returncode == 2
     assert "store" in done.stderr
     assert "first-auc" in done.stderr
+
+
+def test_wire_benchmark_reads_alike_on_both_sides_and_prints_every_ratio() -> None:
+    lines = run("wire", "--smoke", "--dims", "16")
+    cases = [x for x in lines if "case" in x]
+    assert {(c["case"]["operation"], c["case"]["wire"]) for c in cases} == {
+        (o, w) for o in ("pull", "push") for w in ("fp32", "fp16", "int8")
+    }
+    for case in cases:
+        assert case["satrap_vs_echo"] > 0
+        assert case["satrap_ms_p99"] >= case["satrap_ms_p50"] > 0
+    assert {"pull_vs_echo", "push_vs_echo", "pull_mrows_per_s_dim_16", "result_hash"} <= lines[-1].keys()

@@ -192,6 +192,10 @@ class Exchange:
         """Requests to a server that wait for their answers."""
         return len(self._links[server].pending)
 
+    def life(self, server: int) -> int:
+        """The life of a server, for requests; 0 before its first answer."""
+        return self._links[server].life
+
     def where(self, server: int) -> str:
         """`server 1 (tcp://…)`, for messages to people."""
         return f"server {server} ({self._links[server].address})"
@@ -270,8 +274,9 @@ class Exchange:
         self._transmit(link, link.greeting)
 
     def _transmit(self, link: _Link, call: Call) -> None:
-        message = call.message if call.message.life == link.life else replace(call.message, life=link.life)
-        call.message = message
+        if call.message.life != link.life:
+            call.message = replace(call.message, life=link.life)
+        message = call.message
         call.tries += 1
         self.resent += call.tries > 1
         call.sent_at = time.monotonic()

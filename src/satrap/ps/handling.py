@@ -25,7 +25,7 @@ from satrap.wire import Code, Failure, Message
 
 _log = logging.getLogger("satrap.ps")
 
-HINTS_KEPT = 256
+HINTS_KEPT = 64
 """Pulls of which the server remembers where it found the rows, for the pushes to come."""
 DONE_KEPT = 4096
 """Requests that change rows without a name, of which the answer is kept for when they come again."""
@@ -152,8 +152,12 @@ class Handler:
         """The text format of Prometheus."""
         return self.meters.text(self.service.stats(), held=self.service.held, clients=len(self._sessions))
 
+    def _seal(self, request: int) -> dict[str, int]:
+        """What every answer carries."""
+        return {"request": request, "life": self.service.life, "placement": self.epoch}
+
     def _sealed(self, answer: Message, request: int) -> Message:
-        return replace(answer, request=request, life=self.service.life, placement=self.epoch)
+        return answer if answer.request else replace(answer, **self._seal(request))
 
     def _admit(self, sender: bytes, request: Message, role: Role) -> None:
         kind = type(request)
@@ -222,7 +226,9 @@ class Handler:
                 self._hints.popitem(last=False)
         self.meters.rows_pulled += m.ids.size
         if all(s.format is WireFormat.FP32 for s in m.sections):
-            return wire.RowsReply(sections=m.sections, values=flat.view(np.uint8), versions=versions)
+            return wire.RowsReply(
+                sections=m.sections, values=flat.view(np.uint8), versions=versions, **self._seal(m.request)
+            )
         rows, at = [], 0
         for s in m.sections:
             rows.append(flat[at : at + s.rows * s.dim].reshape(s.rows, s.dim))
@@ -230,7 +236,8 @@ class Handler:
         sections = tuple(
             s._replace(scale=scale_for(s.format, x, LEAST_VALUE_SCALE)) for s, x in zip(m.sections, rows, strict=True)
         )
-        return wire.RowsReply(sections=sections, values=pack(sections, rows, [None] * len(rows)), versions=versions)
+        values = pack(sections, rows, [None] * len(rows))
+        return wire.RowsReply(sections=sections, values=values, versions=versions, **self._seal(m.request))
 
     def _push(self, sender: bytes, m: wire.Push) -> list[Answer]:
         name = (m.epoch, m.seq)

@@ -102,6 +102,8 @@ class Pulling:
                     ids=share.ids,
                     create=create,
                     after=after.get(share.server),
+                    request=self._exchange.number(),
+                    life=self._exchange.life(share.server),
                     placement=self._placement.epoch,
                 ),
             )
