@@ -402,8 +402,6 @@ class Exchange:
             self._finish(link, call, error=error)
 
     def _expire(self, link: _Link, call: Call) -> None:
-        if call is link.greeting:
-            link.greeting = None
         where, seconds = self.where(link.server), self._patience.step_deadline_s
         if call.held is not None:
             there = f"{call.held.there} of the {call.held.merge} pushes of its step are there"
@@ -411,8 +409,14 @@ class Exchange:
         else:
             error = ServerUnreachable(
                 f"{where} has not answered for {self._deadline_s:g} s, asked {call.tries} times; "
-                "see whether it runs and can be reached from here"
+                "see whether it runs, can be reached from here, and takes this client's key"
             )
+        if call is link.greeting:
+            # Nobody is there, so neither will the others be answered, however long they may take.
+            link.greeting = None
+            for waiting in list(link.pending.values()):
+                self._finish(link, waiting, error=error)
+            return
         self._finish(link, call, error=error)
 
     def _finish(self, link: _Link, call: Call, answer: Message | None = None, error: Exception | None = None) -> None:

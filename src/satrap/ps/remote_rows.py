@@ -88,7 +88,7 @@ class RemoteRows:
             owned = self._placed.of(server)
             return wire.ReserveRows(table=number, rows=rows, partitions=owned, placement=self._placed.epoch)
 
-        self._everywhere(request, wire.Done)
+        self._everywhere(request, wire.Done, self._transfer_s)
 
     def import_rows(self, table: str, block: RowBlock) -> None:
         """See `RowStorage.import_rows`."""
@@ -124,7 +124,7 @@ class RemoteRows:
 
     def clear(self) -> None:
         """See `RowStorage.clear`."""
-        self._everywhere(lambda _: wire.Clear(placement=self._placed.epoch), wire.Done)
+        self._everywhere(lambda _: wire.Clear(placement=self._placed.epoch), wire.Done, self._transfer_s)
 
     def clients(self) -> dict[int, tuple[int, int]]:
         """See `RowStorage.clients`: the newest push that any server has applied. A client pushes only to the servers
@@ -158,9 +158,11 @@ class RemoteRows:
         call = self._exchange.send(server, request, deadline_s=self._transfer_s)
         return _expect(self._exchange.wait(call), kind)
 
-    def _everywhere(self, request: Callable[[int], wire.Message], kind: type[M]) -> list[M]:
+    def _everywhere(
+        self, request: Callable[[int], wire.Message], kind: type[M], deadline_s: float | None = None
+    ) -> list[M]:
         """The answers of all servers, asked at once."""
-        calls = [self._exchange.send(s, request(s), deadline_s=self._transfer_s) for s in range(self._placed.servers)]
+        calls = [self._exchange.send(s, request(s), deadline_s=deadline_s) for s in range(self._placed.servers)]
         return [_expect(self._exchange.wait(c), kind) for c in calls]
 
 
