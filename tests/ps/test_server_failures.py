@@ -256,3 +256,30 @@ def test_a_client_may_stop_the_servers() -> None:
         cluster.connect().stop_servers()
         for server in cluster.servers:
             server.stop()
+
+
+def test_a_request_that_speaks_of_another_life_changes_nothing() -> None:
+    # The client would see it in the answer too; but by then a push would have been counted in rows it does not mean.
+    from satrap import wire
+    from satrap.ps import LocalService, Role
+    from satrap.ps.handling import Handler
+    from satrap.ps.packing import Directory
+
+    service = LocalService([exact()], seed=0, partitions=8, threads=1)
+    handler = Handler(service, seed=0, index=0, epoch=0)
+    hello = wire.Hello(request=1, client=0, fingerprint=Directory.of([exact()]).fingerprint(0))
+    assert isinstance(handler.handle(b"a", hello, Role.ADMIN)[0][1], wire.Welcome)
+    sections = (wire.Section(0, 1, 2),)
+    requests = [
+        wire.Pull(request=2, life=service.life + 2, sections=sections, ids=u64(1), create=True),
+        wire.Push(
+            request=3, life=service.life + 2, client=0, epoch=0, seq=1, sections=sections, ids=u64(1),
+            gradients=np.zeros(8, np.uint8),
+        ),
+    ]  # fmt: skip
+    for request in requests:
+        answer = handler.handle(b"a", request, Role.ADMIN)[0][1]
+        assert isinstance(answer, wire.Failure)
+        assert answer.code is wire.Code.LIFE
+    assert service.stats()["t"].rows == 0
+    assert service.clients() == {}
