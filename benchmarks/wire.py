@@ -48,6 +48,7 @@ from benchmarks.harness import (
 from benchmarks.wire_server import PARTITIONS, SEED, fill, ids_of, table_of
 from satrap.ps import LocalService, Placement, PullRequest, PushRequest, RemoteService
 from satrap.schema import WireFormat
+from satrap.store import keep_freed_memory
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,6 +164,7 @@ def main(argv: list[str]) -> int:
     """Runs the cases, prints JSON lines, the headline last."""
     options = _parse(argv)
     sizes = SMOKE if options.smoke else FULL
+    keep_freed_memory()  # as a trainer does
     emit(
         benchmark="wire",
         sizes={n: getattr(sizes, n) for n in sizes.__slots__},

@@ -17,6 +17,7 @@ import zmq
 from satrap.ps import LocalService, RowBlock, Server
 from satrap.ps.server import endpoint_of
 from satrap.schema import RowWiseAdagrad, Table, WireFormat
+from satrap.store import keep_freed_memory
 
 SEED = 3
 PARTITIONS = 64
@@ -79,6 +80,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--pull-bytes", type=lambda s: [int(x) for x in s.split(",")], default=[])
     parser.add_argument("--push-bytes", type=lambda s: [int(x) for x in s.split(",")], default=[])
     options = parser.parse_args(argv)
+    keep_freed_memory()  # the server does so itself, and the echo is to have what it has
     if options.kind == "serve":
         serve(options.dim, options.rows, options.threads)
     else:

@@ -24,6 +24,7 @@ from satrap.ps.keys import Role, ServerKeys
 from satrap.ps.local import LocalService
 from satrap.ps.zap import Admission, role_of
 from satrap.schema import Table
+from satrap.store import keep_freed_memory
 from satrap.wire import Code, Limits, decode, encode, request_of
 
 
@@ -111,7 +112,9 @@ class Server:
         return s
 
     def serve_forever(self) -> None:
-        """Answers requests in this thread until `stop`, or until an admin asks it to stop."""
+        """Answers requests in this thread until `stop`, or until an admin asks it to stop. The process keeps the memory
+        that requests free for those to come."""
+        keep_freed_memory()
         with self._serving:
             if self._ended.is_set():
                 return

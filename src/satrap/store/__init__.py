@@ -4,6 +4,7 @@ Owns: the only door to the native core. Arrays in, arrays out; every call is one
 set number of threads. May import: schema, observe, errors. Must never: import torch, know of sockets or files.
 """
 
+from satrap.store.memory import keep_freed_memory
 from satrap.store.store import MISSING, NOT_FINITE, Store, Ticket, TicketFeature
 from satrap.store.wire import decode_rows, encode_rows, fp16_scale, gather, route, scatter
 
@@ -17,6 +18,7 @@ __all__ = [
     "encode_rows",
     "fp16_scale",
     "gather",
+    "keep_freed_memory",
     "route",
     "scatter",
 ]
