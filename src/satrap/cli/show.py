@@ -214,10 +214,12 @@ def result(result: Result) -> None:
         )
     if not math.isnan(result.staleness_mean):
         facts.add_row("staleness", f"{result.staleness_mean:.2f} updates on average, {result.staleness_max} at most")
-    facts.add_row("run", _path(result.run_dir))
-    facts.add_row("checkpoint", _path(result.checkpoint) if result.checkpoint else "none")
+    if result.gradients.get("went_back"):
+        facts.add_row("gradients", f"{count(result.gradients['went_back'])} went back to a checkpoint with a restart")
+    facts.add_row("run", path(result.run_dir))
+    facts.add_row("checkpoint", path(result.checkpoint) if result.checkpoint else "none")
     if result.plots:
-        facts.add_row("plots", _path(result.plots[0].parent))
+        facts.add_row("plots", path(result.plots[0].parent))
     typer.echo()
     _console().print(facts)
 
@@ -229,12 +231,12 @@ def _auc(auc: float, error_bound: float) -> str:
     return decimal(auc) + (f" ± {error_bound:.1g}" if error_bound > 0 else "")
 
 
-def _path(path: Path) -> str:
+def path(where: Path) -> str:
     """A path relative to where the user is, where it is below that."""
     try:
-        return str(path.resolve().relative_to(Path.cwd()))
+        return str(where.resolve().relative_to(Path.cwd()))
     except ValueError:
-        return str(path)
+        return str(where)
 
 
 def evaluation(e: Evaluation, title: str) -> None:
@@ -291,7 +293,7 @@ def summary(s: Summary) -> None:
         each = f"{t.bytes / t.rows:.0f}" if t.rows else "n/a"
         o = settings(t.spec.optimizer) if t.spec.optimizer else ""
         grid.add_row(t.spec.name, count(t.rows), str(t.spec.dim), t.spec.format.value, size(t.bytes), each, o)
-    facts = _facts(_path(s.path))
+    facts = _facts(path(s.path))
     facts.add_row("job", f"{s.job.name}, {settings(s.job.model)}")
     facts.add_row("step", count(s.step))
     p = s.position

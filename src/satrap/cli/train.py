@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -14,15 +14,21 @@ from satrap.cli.options import Debug, Quiet, examples
 from satrap.cli.sources import check_resumed_job, find_run, sort_words
 from satrap.schema import Job, load_job, override, save_job
 
+if TYPE_CHECKING:
+    from satrap.train import Result
+
 NAME = "train"
 EXAMPLES = examples(
     "satrap train clicks.parquet --label click",
     "satrap train 'logs/*.csv' --label income --positive '>50K' --exclude id --save-job job.yaml --dry-run",
     "satrap train job.yaml train.staleness=0 tables.user.dim=32",
+    "satrap train job.yaml --servers 2 --workers 2",
+    "satrap train job.yaml --servers 4 --workers 8 --address 10.0.0.1:6379 --keys /etc/satrap/keys",
     "satrap train --resume runs/clicks-20260101-120000",
 )
 
 INFERENCE = "From data files"
+PROCESSES = "In several processes"
 
 
 def command(
@@ -80,6 +86,50 @@ def command(
         Path | None,
         typer.Option(metavar="JOB.YAML", help="Write the inferred job to this file.", rich_help_panel=INFERENCE),
     ] = None,
+    servers: Annotated[
+        int | None,
+        typer.Option(metavar="S", min=1, help="Parameter servers, a process each.", rich_help_panel=PROCESSES),
+    ] = None,
+    workers: Annotated[
+        int | None,
+        typer.Option(metavar="W", min=1, help="Workers that train together.", rich_help_panel=PROCESSES),
+    ] = None,
+    address: Annotated[
+        str | None,
+        typer.Option(
+            metavar="HOST:PORT|auto",
+            help="A Ray cluster to run on; default: this machine alone.",
+            rich_help_panel=PROCESSES,
+        ),
+    ] = None,
+    keys: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR", help="Keys of servers and workers, from `satrap keys new`.", rich_help_panel=PROCESSES
+        ),
+    ] = None,
+    insecure: Annotated[
+        bool,
+        typer.Option(
+            "--insecure",
+            help="Several machines without keys: everyone on the network may read and change the model.",
+            rich_help_panel=PROCESSES,
+        ),
+    ] = False,
+    restarts: Annotated[
+        int,
+        typer.Option(
+            min=0,
+            help="How often to go back to the last checkpoint when a process has ended.",
+            rich_help_panel=PROCESSES,
+        ),
+    ] = 3,
+    metrics_host: Annotated[
+        str,
+        typer.Option(
+            metavar="HOST", help="Where every process serves its metrics to Prometheus.", rich_help_panel=PROCESSES
+        ),
+    ] = "127.0.0.1",
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the job, train nothing.")] = False,
     quiet: Quiet = False,
     debug: Debug = False,
@@ -116,8 +166,28 @@ def command(
         _save(job, save_job, quiet=quiet)
     if not quiet:
         show.job(job, features=not words.data)
-    if not dry_run:
-        _train(job, run_dir, resume=resume is not None, quiet=quiet)
+    if dry_run:
+        return
+    if servers is None and workers is None and address is None:
+        _refuse_alone({"--keys": keys, "--insecure": insecure})
+        result, again = _train(job, run_dir, resume=resume is not None, quiet=quiet), ""
+    else:
+        result = _launch(
+            job,
+            servers=servers or 1,
+            workers=workers or 1,
+            address=address,
+            keys=keys,
+            insecure=insecure,
+            restarts=restarts,
+            metrics_host=metrics_host,
+            run_dir=run_dir,
+            resume=resume is not None,
+            progress=False if quiet else None,
+            debug=debug,
+        )
+        again = f" --servers {servers or 1} --workers {workers or 1}" + (f" --address {address}" if address else "")
+    _show(result, again)
 
 
 def _resumed(run: Path, overrides: list[str]) -> Job:
@@ -170,12 +240,31 @@ def _save(job: Job, path: Path, *, quiet: bool) -> None:
         show.line(f"Job written to {path}; train it again with: satrap train {path}")
 
 
-def _train(job: Job, run_dir: Path | None, *, resume: bool, quiet: bool) -> None:
+def _refuse_alone(options: Mapping[str, Any]) -> None:
+    given = [name for name, value in options.items() if value]
+    if given:
+        raise UsageError(f"{' and '.join(given)}: one process has no servers; give --servers and --workers with it")
+
+
+def _train(job: Job, run_dir: Path | None, *, resume: bool, quiet: bool) -> Result:
     from satrap.train import Trainer
 
     trainer = Trainer(job, run_dir=run_dir, progress=False if quiet else None)
-    result = trainer.fit(resume=resume)
+    return trainer.fit(resume=resume)
+
+
+def _launch(job: Job, **options: Any) -> Result:
+    from satrap.cli.columns import check_columns
+    from satrap.launch import run
+    from satrap.observe.machine import process_began_at
+
+    return run(job, check=lambda: check_columns(job), asked_at=process_began_at(), **options)
+
+
+def _show(result: Result, again: str) -> None:
+    """`again`: options with which the run goes on as it was."""
     show.result(result)
     if result.stopped == "interrupted":
-        show.line(f"Interrupted; the checkpoint is saved. Go on with: satrap train --resume {result.run_dir}")
+        run = show.path(result.run_dir)
+        show.line(f"Interrupted; the checkpoint is saved. Go on with: satrap train --resume {run}{again}")
         raise typer.Exit(EXIT_INTERRUPTED)

@@ -38,6 +38,22 @@ def cpu_seconds() -> float:
     return time.process_time()
 
 
+def process_began_at() -> float:
+    """When this process was started, in seconds since 1970; where the system does not tell, now.
+
+    >>> 0 <= time.time() - process_began_at() < 1e6
+    True
+    """
+    try:
+        with open("/proc/self/stat", "rb") as f:
+            # The name, in brackets, may hold anything.
+            ticks = int(f.read().rpartition(b")")[2].split()[19])
+        ago = time.clock_gettime(time.CLOCK_BOOTTIME) - ticks / os.sysconf("SC_CLK_TCK")
+    except (OSError, ValueError, IndexError, AttributeError):
+        return time.time()
+    return time.time() - max(0.0, ago)
+
+
 def cores_available() -> int:
     """Cores this process may keep busy: its affinity mask, cut by its container's quota. At least 1.
 

@@ -10,7 +10,7 @@ import math
 import os
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, TextIO
 
@@ -23,10 +23,10 @@ if TYPE_CHECKING:
 
 _REFRESH_HZ = 2  # a redraw holds the GIL for a few milliseconds
 
-FIGURES = ("step", "samples_per_s", "loss", "auc", "staleness", "rows", "rss_bytes")
+FIGURES = ("step", "samples_per_s", "loss", "auc", "staleness", "rows", "rss_bytes", "processes")
 """Fields of `Progress.update` that are shown, in this order; others are taken and not shown."""
 
-_TITLES = {"samples_per_s": "samples/s", "auc": "AUC", "rss_bytes": "memory"}
+_TITLES = {"samples_per_s": "samples/s", "auc": "AUC", "rss_bytes": "memory", "processes": ""}
 
 
 class Progress:
@@ -51,10 +51,12 @@ class Progress:
         interval_s: float = 5.0,
         file: TextIO | None = None,
         title: str = "training",
+        below: Callable[[], RenderableType | None] | None = None,
     ) -> None:
         """`show` None: live on a terminal, lines elsewhere; True: the same, whatever else is asked; False: nothing.
 
         `total_samples`: of all epochs together; None where it is not known. `interval_s`: least time between lines.
+        `below`: drawn under the figures of a live display, whenever it is drawn.
         """
         self._file = file if file is not None else sys.stderr
         self._mode: Literal["live", "lines", "none"] = "none"
@@ -63,6 +65,7 @@ class Progress:
             self._mode = "live" if live else "lines"
         self._total, self._epochs = total_samples, epochs
         self._interval_s, self._title = interval_s, title
+        self._below = below
         self._now: dict[str, Any] = {}
         self._shown = False  # whether a line showed what `_now` holds
         self._line_due = 0.0
@@ -156,7 +159,7 @@ class Progress:
         parts = [] if share is None else [f"{share:.0%}"]
         if self._epochs > 1 and "epoch" in self._now:
             parts.append(f"epoch {self._now['epoch'] + 1}/{self._epochs}")
-        parts += [f"{_TITLES.get(k, k)} {figure(k, self._now[k])}" for k in FIGURES if k in self._now]
+        parts += [f"{_TITLES.get(k, k)} {figure(k, self._now[k])}".strip() for k in FIGURES if k in self._now]
         left = None if last else self._seconds_left()
         # In its first second a run has no speed to go by.
         if left is not None and share is not None and share < 1 and time.monotonic() - self._started > 1:
@@ -185,13 +188,16 @@ class Progress:
             times += f", {duration(left)} left"
         percent = "" if share is None else f"{share:.0%}"
         head.add_row(Text(what, style="bold"), bar, percent, done, Text(times, style="dim"))
-        figures = [k for k in FIGURES if k in now]
+        below = None if self._below is None else self._below()
+        more = [] if below is None else [Padding(below, (1, 0, 0, 2))]
+        # What the table below says at length is not said in a word above it.
+        figures = [k for k in FIGURES if k in now and not (more and k == "processes")]
         if not figures:
-            return head
+            return Group(head, *more)
         body = Table.grid(padding=(0, 3))
         body.add_row(*(Text(_TITLES.get(k, k), style="dim") for k in figures))
         body.add_row(*(Text(figure(k, now[k]), style="cyan") for k in figures))
-        return Group(head, Padding(body, (0, 0, 0, 2)))
+        return Group(head, Padding(body, (0, 0, 0, 2)), *more)
 
 
 def figure(name: str, value: Any) -> str:
@@ -200,6 +206,8 @@ def figure(name: str, value: Any) -> str:
     >>> figure("samples_per_s", 123456.7), figure("rss_bytes", 3 << 29), figure("auc", float("nan"))
     ('123,457', '1.50 GiB', '-')
     """
+    if isinstance(value, str):
+        return value
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return "-"
     if name.endswith("_bytes"):
