@@ -8,6 +8,7 @@
 #include <cstdlib>
 #include <cstring>
 #include <new>
+#include <utility>
 
 namespace satrap {
 namespace {
@@ -22,9 +23,12 @@ Arena::~Arena() {
 char* Arena::allocate(size_t bytes) {
   bytes = (bytes + 63) & ~size_t{63};
   std::lock_guard lock(mutex_);
-  if (auto it = free_.find(bytes); it != free_.end() && !it->second.empty()) {
-    char* block = it->second.back();
-    it->second.pop_back();
+  if (held() + bytes > limit_.load(std::memory_order_relaxed)) throw std::bad_alloc();
+  char*& freed = free_[bytes];  // may throw, here and not in release
+  if (freed != nullptr) {
+    char* block = freed;
+    std::memcpy(&freed, block, sizeof freed);
+    held_ += bytes;
     return block;
   }
   if (bytes > left_) {
@@ -42,13 +46,17 @@ char* Arena::allocate(size_t bytes) {
   char* block = next_;
   next_ += bytes;
   left_ -= bytes;
+  held_ += bytes;
   return block;
 }
 
-void Arena::release(char* block, size_t bytes) {
+void Arena::release(char* block, size_t bytes) noexcept {
   bytes = (bytes + 63) & ~size_t{63};
   std::lock_guard lock(mutex_);
-  free_[bytes].push_back(block);
+  char*& freed = free_.find(bytes)->second;
+  std::memcpy(block, &freed, sizeof freed);
+  freed = block;
+  held_ -= bytes;
 }
 
 void BlockList::configure(Arena* arena, size_t element_bytes, size_t block_bytes) {
@@ -83,6 +91,15 @@ void BlockList::reserve(size_t n) {
     blocks_.push_back(arena_->allocate(block_bytes()));
     capacity_ += per_block;
   }
+}
+
+void BlockList::swap(BlockList& other) noexcept {
+  std::swap(arena_, other.arena_);
+  std::swap(blocks_, other.blocks_);
+  std::swap(element_bytes_, other.element_bytes_);
+  std::swap(mask_, other.mask_);
+  std::swap(capacity_, other.capacity_);
+  std::swap(shift_, other.shift_);
 }
 
 void BlockList::clear() {

@@ -1,5 +1,6 @@
 // Memory for tables: large regions on huge pages, cut into blocks, given back only with the arena.
 #pragma once
+#include <atomic>
 #include <cstddef>
 #include <map>
 #include <mutex>
@@ -8,7 +9,7 @@
 namespace satrap {
 
 // Hands out 64-byte-aligned blocks. Pages are touched only as blocks are used, so memory follows occupancy.
-// Thread-safe. Freed blocks serve later requests of the same size. Throws std::bad_alloc.
+// Thread-safe. Freed blocks serve later requests of the same size. `allocate` throws std::bad_alloc.
 class Arena {
  public:
   Arena() = default;
@@ -17,7 +18,11 @@ class Arena {
   Arena& operator=(const Arena&) = delete;
 
   char* allocate(size_t bytes);
-  void release(char* block, size_t bytes);
+  void release(char* block, size_t bytes) noexcept;
+
+  // Bytes handed out. Beyond `limit` there are none.
+  size_t held() const { return held_.load(std::memory_order_relaxed); }
+  void set_limit(size_t bytes) { limit_.store(bytes, std::memory_order_relaxed); }
 
  private:
   struct Region {
@@ -28,7 +33,8 @@ class Arena {
   std::vector<Region> regions_;
   char* next_ = nullptr;
   size_t left_ = 0;
-  std::map<size_t, std::vector<char*>> free_;
+  std::atomic<size_t> held_{0}, limit_{~size_t{0}};
+  std::map<size_t, char*> free_;  // by size, a list: each freed block begins with the address of the next
 };
 
 // An array that grows without moving its full blocks. Elements are `element_bytes` apart, 2^shift to a block;
@@ -45,6 +51,7 @@ class BlockList {
   // std::bad_alloc nothing has changed.
   void reserve(size_t n);
   void clear();
+  void swap(BlockList& other) noexcept;
 
   char* at(size_t i) const { return blocks_[i >> shift_] + (i & mask_) * element_bytes_; }
   char* const* blocks() const { return blocks_.data(); }

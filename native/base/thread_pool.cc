@@ -1,9 +1,25 @@
 #include "base/thread_pool.h"
 
+#ifdef __linux__
+#include <pthread.h>
+#endif
+
 namespace satrap {
 
+// Tools that list threads, and the profile of a run, know the store's by it.
+static void name_thread() {
+#ifdef __linux__
+  pthread_setname_np(pthread_self(), "satrap-store");
+#endif
+}
+
 ThreadPool::ThreadPool(int threads) {
-  for (int i = 1; i < threads; ++i) workers_.emplace_back([this] { work(); });
+  for (int i = 1; i < threads; ++i) {
+    workers_.emplace_back([this] {
+      name_thread();
+      work();
+    });
+  }
 }
 
 ThreadPool::~ThreadPool() {

@@ -140,14 +140,15 @@ void* limits_map(std::size_t bytes) {
 
 void limits_unmap(void* memory, std::size_t bytes) { munmap(memory, bytes); }
 
-// 0 when done; 1 for an unknown operation, 2 for an unknown dim, 3 for an unknown value size (2: fp16, 4:
-// fp32).
+// 0 when done; 1 for an unknown operation, 2 for an unknown dim, 3 for an unknown value size (1: int8, 2:
+// fp16, 4: fp32).
 int limits_run(int operation, void* table, std::size_t dim, std::size_t value_bytes, const std::int64_t* rows,
                std::size_t count, std::size_t batch, float* dense, std::size_t distance,
                std::size_t threads) {
   const Job job{static_cast<char*>(table), rows, count, batch, distance, dense};
   if (value_bytes == 4) return run_dim<float>(dim, operation, job, threads);
   if (value_bytes == 2) return run_dim<_Float16>(dim, operation, job, threads);
+  if (value_bytes == 1) return run_dim<std::int8_t>(dim, operation, job, threads);
   return 3;
 }
 

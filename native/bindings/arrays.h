@@ -31,5 +31,6 @@ nb::ndarray<nb::numpy, T> owned(std::unique_ptr<T[]> data, std::initializer_list
 }
 
 void bind_wire(nb::module_& m);
+void bind_durable(nb::module_& m);
 
 }  // namespace satrap

@@ -5,6 +5,7 @@
 #include <nanobind/stl/tuple.h>
 #include <nanobind/stl/vector.h>
 
+#include <bit>
 #include <cstring>
 #include <memory>
 #include <mutex>
@@ -14,6 +15,8 @@
 
 #include "base/hash.h"
 #include "bindings/arrays.h"
+#include "table/convert.h"
+#include "table/ids.h"
 #include "table/store.h"
 #include "table/ticket.h"
 
@@ -21,18 +24,26 @@ using namespace satrap;
 
 namespace {
 
-TableSpec table_spec(uint32_t dim, int format, int optimizer, const std::vector<float>& o, int initializer,
-                     float a, float b, float max_gradient, uint64_t key) {
+TableSpec table_spec(uint32_t dim, int format, int rounding, int optimizer, const std::vector<float>& o,
+                     int state, int initializer, float a, float b, float max_gradient, uint64_t key,
+                     const std::tuple<int, uint64_t, uint64_t, uint64_t, bool, uint32_t, uint64_t>& bound) {
   need(dim >= 1 && dim <= 4096, "dim must be 1 to 4096");
   need(o.size() == 10, "ten optimizer settings expected");
   TableSpec s;
   s.dim = dim;
   s.format = static_cast<ValueFormat>(format);
+  s.rounding = static_cast<Rounding>(rounding);
   s.optimizer = {
-      static_cast<OptimizerKind>(optimizer), o[0], o[1], o[2], o[3], o[4], o[5], o[6], o[7], o[8], o[9]};
+      static_cast<OptimizerKind>(optimizer), o[0], o[1], o[2], o[3], o[4], o[5], o[6], o[7], o[8], o[9],
+      static_cast<StateFormat>(state)};
   s.initializer = {static_cast<InitializerKind>(initializer), a, b};
   s.max_gradient = max_gradient;
   s.key = key;
+  const auto& [eviction, rows, bytes, ttl, ttl_seconds, sightings, window] = bound;
+  need(eviction >= 0 && eviction <= 2 && (eviction == 0) == (rows == 0 && bytes == 0),
+       "a capacity goes with a way to evict");
+  need(sightings <= 255 && (sightings == 0) == (window == 0), "sightings must be 0 to 255, with a window");
+  s.bound = {static_cast<Eviction>(eviction), rows, bytes, ttl, ttl_seconds, sightings, window};
   return s;
 }
 
@@ -49,8 +60,10 @@ using FeatureTuple = std::tuple<uint32_t, Ids, std::optional<In<int64_t, nb::ndi
 NB_MODULE(_native, m) {
   nb::class_<TableSpec>(m, "TableSpec")
       .def_prop_ro("dim", [](const TableSpec& s) { return s.dim; })
-      .def_prop_ro("state_floats", [](const TableSpec& s) { return RowLayout(s).state_floats; })
-      .def_prop_ro("value_bytes", [](const TableSpec& s) { return RowLayout(s).value_bytes; });
+      .def_prop_ro("state_words", [](const TableSpec& s) { return exported_words(s); })
+      .def_prop_ro("value_bytes", [](const TableSpec& s) { return stored_bytes(s.format, s.dim); })
+      .def_prop_ro("marks", [](const TableSpec& s) { return s.bound.marks(); })
+      .def_prop_ro("bounded", [](const TableSpec& s) { return s.bound.any(); });
   m.def("table_spec", &table_spec);
 
   nb::class_<PyTicket>(m, "Ticket")
@@ -84,8 +97,8 @@ NB_MODULE(_native, m) {
       .def("pull",
            [](Store& s, const std::vector<uint32_t>& tables, const std::vector<Ids>& ids,
               const std::vector<Out<float, nb::ndim<2>>>& values,
-              const std::vector<Out<uint8_t, nb::ndim<1>>>& versions,
-              const std::vector<Out<uint32_t, nb::ndim<1>>>& hints, bool create) {
+              const std::vector<std::optional<Out<uint8_t, nb::ndim<1>>>>& versions,
+              const std::vector<std::optional<Out<uint32_t, nb::ndim<1>>>>& hints, bool create) {
              need(tables.size() == ids.size() && ids.size() == values.size() &&
                       values.size() == versions.size() && values.size() == hints.size(),
                   "one array of ids, values, versions and hints a table");
@@ -95,10 +108,12 @@ NB_MODULE(_native, m) {
                need(values[i].shape(0) == ids[i].shape(0) &&
                         values[i].shape(1) == s.table(tables[i]).spec().dim,
                     "values must be [ids, dim]");
-               need(versions[i].shape(0) == ids[i].shape(0), "versions must be [ids]");
-               need(hints[i].shape(0) == ids[i].shape(0) + 1, "hints must be [ids + 1]");
+               need(!versions[i] || versions[i]->shape(0) == ids[i].shape(0), "versions must be [ids]");
+               need(!hints[i] || hints[i]->shape(0) == ids[i].shape(0) + kSealWords,
+                    "hints must be [ids + 4]");
                items.push_back({tables[i], ids[i].data(), ids[i].shape(0), values[i].data(),
-                                versions[i].data(), hints[i].data()});
+                                versions[i] ? versions[i]->data() : nullptr,
+                                hints[i] ? hints[i]->data() : nullptr});
              }
              nb::gil_scoped_release release;
              s.pull(items, create);
@@ -108,7 +123,7 @@ NB_MODULE(_native, m) {
               const std::vector<In<float, nb::ndim<2>>>& gradients,
               const std::vector<std::optional<In<uint8_t, nb::ndim<1>>>>& versions,
               const std::vector<std::optional<In<uint32_t, nb::ndim<1>>>>& hints, float lr_factor,
-              const std::optional<std::vector<Out<uint16_t, nb::ndim<1>>>>& outcomes) {
+              const std::optional<std::vector<Out<uint16_t, nb::ndim<1>>>>& outcomes, uint64_t step) {
              need(tables.size() == ids.size() && ids.size() == gradients.size() &&
                       gradients.size() == versions.size() && gradients.size() == hints.size() &&
                       (!outcomes || outcomes->size() == gradients.size()),
@@ -120,7 +135,8 @@ NB_MODULE(_native, m) {
                         gradients[i].shape(1) == s.table(tables[i]).spec().dim,
                     "gradients must be [ids, dim]");
                need(!versions[i] || versions[i]->shape(0) == ids[i].shape(0), "versions must be [ids]");
-               need(!hints[i] || hints[i]->shape(0) == ids[i].shape(0) + 1, "hints must be [ids + 1]");
+               need(!hints[i] || hints[i]->shape(0) == ids[i].shape(0) + kSealWords,
+                    "hints must be [ids + 4]");
                need(!outcomes || (*outcomes)[i].shape(0) == ids[i].shape(0), "outcomes must be [ids]");
                items.push_back({tables[i], ids[i].data(), ids[i].shape(0), gradients[i].data(),
                                 versions[i] ? versions[i]->data() : nullptr,
@@ -131,7 +147,7 @@ NB_MODULE(_native, m) {
              PushResult r;
              {
                nb::gil_scoped_release release;
-               r = s.push(items, lr_factor);
+               r = s.push(items, lr_factor, step);
                std::memcpy(bins.get(), r.staleness, sizeof r.staleness);
              }
              return nb::make_tuple(r.applied, r.missing, r.not_finite, owned(std::move(bins), {257}));
@@ -242,6 +258,7 @@ NB_MODULE(_native, m) {
              need(table < s.tables(), "no such table");
              nb::gil_scoped_release release;
              Table& t = s.table(table);
+             s.prefetch(table, ids.data(), ids.shape(0));
              std::unique_lock lock(t.mutex());
              size_t erased = 0;
              for (size_t i = 0; i < ids.shape(0); ++i) erased += t.erase(ids.data()[i]);
@@ -261,6 +278,13 @@ NB_MODULE(_native, m) {
              std::unique_lock lock(s.table(table).mutex());
              s.table(table).reserve_rows(rows, &wanted);
            })
+      .def("fill",
+           [](Store& s, uint32_t table, const Ids& ids) {
+             need(table < s.tables(), "no such table");
+             need(ids.shape(0) < (size_t{1} << 32), "more than 2^32 ids in a call");
+             nb::gil_scoped_release release;
+             return s.fill(table, ids.data(), ids.shape(0));
+           })
       .def("clear",
            [](Store& s) {
              nb::gil_scoped_release release;
@@ -276,16 +300,77 @@ NB_MODULE(_native, m) {
              const TableSize z = s.table(table).size();
              return nb::make_tuple(z.rows, z.value_bytes, z.state_bytes, z.overhead_bytes);
            })
+      .def("open_cold",
+           [](Store& s, uint32_t table, const std::string& folder, const std::string& name) {
+             need(table < s.tables(), "no such table");
+             const BoundSpec& b = s.table(table).spec().bound;
+             need(b.eviction != Eviction::kNone && b.ttl == 0 && s.table(table).size().rows == 0,
+                  "rows go to disk where there is a capacity, no time to live, and no row yet");
+             s.open_cold(table, folder, name);
+           })
+      .def("prefetch",
+           [](const Store& s, uint32_t table, const Ids& ids) {
+             need(table < s.tables(), "no such table");
+             nb::gil_scoped_release release;
+             s.prefetch(table, ids.data(), ids.shape(0));
+           })
+      .def("cold_counts",
+           [](Store& s, uint32_t table) {
+             need(table < s.tables(), "no such table");
+             std::shared_lock lock(s.table(table).mutex());
+             const ColdCounts c =
+                 s.table(table).cold() == nullptr ? ColdCounts() : s.table(table).cold()->counts();
+             return nb::make_tuple(c.rows, c.file_bytes, c.index_bytes, c.written, c.moved, c.returned,
+                                   c.looked_up);
+           })
+      .def("held_bytes", [](Store& s) { return s.held(); })
+      .def("set_limit", [](Store& s, uint64_t bytes) { s.set_limit(bytes); })
+      .def("set_clock", [](Store& s, uint64_t seconds) { s.set_clock(seconds); })
+      .def("clock", [](Store& s) { return s.clock(); })
+      .def("share",
+           [](Store& s, uint32_t table, uint32_t partition) {
+             need(table < s.tables() && partition < s.table(table).partitions(), "no such partition");
+             return s.table(table).share(partition);
+           })
+      .def("bound_counts",
+           [](Store& s, uint32_t table) {
+             need(table < s.tables(), "no such table");
+             std::shared_lock lock(s.table(table).mutex());
+             const BoundCounts c = s.table(table).bound_counts();
+             return nb::make_tuple(c.admitted, c.evicted, c.expired, c.refused);
+           })
+      .def("export_bound",
+           [](Store& s, uint32_t table, uint32_t partition) {
+             need(table < s.tables(), "no such table");
+             Table& t = s.table(table);
+             need(partition < t.partitions(), "no such partition");
+             std::string state;
+             if (t.bounded()) {
+               std::shared_lock lock(t.mutex());
+               state = t.export_bound(partition);
+             }
+             return nb::bytes(state.data(), state.size());
+           })
+      .def("import_bound",
+           [](Store& s, uint32_t table, uint32_t partition, const nb::bytes& state) {
+             need(table < s.tables(), "no such table");
+             Table& t = s.table(table);
+             if (partition >= t.partitions() || !t.bounded()) return false;
+             std::unique_lock lock(t.mutex());
+             return t.import_bound(partition, state.c_str(), state.size());
+           })
       .def("export_rows",
            [](Store& s, uint32_t index, uint32_t partition) {
              need(index < s.tables(), "no such table");
              Table& t = s.table(index);
              need(partition < t.partitions(), "no such partition");
              const RowLayout& l = t.layout();
-             const size_t value_bytes = l.dim * (t.spec().format == ValueFormat::kFp32 ? 4 : 2);
+             const size_t value_bytes = stored_bytes(t.spec().format, l.dim);
+             const uint32_t words = exported_words(t.spec()), marks_of = t.exported_marks();
              std::unique_ptr<uint64_t[]> ids;
              std::unique_ptr<uint8_t[]> values;
              std::unique_ptr<float[]> state;
+             std::unique_ptr<uint8_t[]> marks;
              size_t n = 0;
              {
                nb::gil_scoped_release release;
@@ -293,42 +378,91 @@ NB_MODULE(_native, m) {
                n = t.rows(partition);
                ids.reset(new uint64_t[n]);
                values.reset(new uint8_t[n * value_bytes]);
-               state.reset(new float[n * l.state_floats]);
+               state.reset(new float[n * words]);
+               marks.reset(new uint8_t[n * marks_of]);
                size_t i = 0;
-               t.visit_ordered(partition, [&](uint64_t id, const char* row) {
+               t.visit_ordered(partition, [&](uint64_t id, const Row& row) {
                  ids[i] = id;
-                 std::memcpy(values.get() + i * value_bytes, row + RowLayout::kHeader, value_bytes);
-                 std::memcpy(state.get() + i * l.state_floats, row + l.state_offset(),
-                             4 * size_t{l.state_floats});
+                 export_row(t.spec(), row, values.get() + i * value_bytes, state.get() + i * words);
+                 if (marks_of != 0) t.export_marks(partition, row, marks.get() + i * marks_of);
                  ++i;
                });
              }
              return nb::make_tuple(owned(std::move(ids), {n}), owned(std::move(values), {n, value_bytes}),
-                                   owned(std::move(state), {n, l.state_floats}));
+                                   owned(std::move(state), {n, words}),
+                                   owned(std::move(marks), {n, marks_of}));
            })
-      .def("import_rows", [](Store& s, uint32_t index, const Ids& ids, const In<uint8_t, nb::ndim<2>>& values,
-                             const In<float, nb::ndim<2>>& state) {
-        need(index < s.tables(), "no such table");
-        Table& t = s.table(index);
-        const RowLayout& l = t.layout();
-        const size_t value_bytes = l.dim * (t.spec().format == ValueFormat::kFp32 ? 4 : 2), n = ids.shape(0);
-        need(values.shape(0) == n && values.shape(1) == value_bytes,
-             "values must be [ids, bytes of a row's values]");
-        need(state.shape(0) == n && state.shape(1) == l.state_floats, "state must be [ids, state floats]");
-        nb::gil_scoped_release release;
-        std::unique_lock lock(t.mutex());
-        for (size_t i = 0; i < n; ++i) {
-          bool inserted;
-          char* row = t.find_or_insert(ids.data()[i], &inserted);
-          row[0] = 0;
-          std::memcpy(row + RowLayout::kHeader, values.data() + i * value_bytes, value_bytes);
-          std::memcpy(row + l.state_offset(), state.data() + i * l.state_floats, 4 * size_t{l.state_floats});
-        }
-      });
+      .def("read_rows",
+           [](Store& s, uint32_t index, const Ids& ids) {
+             need(index < s.tables(), "no such table");
+             Table& t = s.table(index);
+             const RowLayout& l = t.layout();
+             const size_t value_bytes = stored_bytes(t.spec().format, l.dim);
+             const uint32_t words = exported_words(t.spec());
+             std::unique_ptr<uint64_t[]> found;
+             std::unique_ptr<uint8_t[]> values;
+             std::unique_ptr<float[]> state;
+             size_t n = 0;
+             {
+               nb::gil_scoped_release release;
+               s.prefetch(index, ids.data(), ids.shape(0));
+               std::shared_lock lock(t.mutex());
+               const size_t most = ids.shape(0);
+               std::vector<char> record;
+               found.reset(new uint64_t[most]);
+               values.reset(new uint8_t[most * value_bytes]);
+               state.reset(new float[most * words]);
+               for (size_t i = 0; i < most; ++i) {
+                 const Row row = t.find_anywhere(ids.data()[i], &record);
+                 if (!row) continue;
+                 found[n] = ids.data()[i];
+                 export_row(t.spec(), row, values.get() + n * value_bytes, state.get() + n * words);
+                 ++n;
+               }
+             }
+             return nb::make_tuple(owned(std::move(found), {n}), owned(std::move(values), {n, value_bytes}),
+                                   owned(std::move(state), {n, words}));
+           })
+      .def("import_rows",
+           [](Store& s, uint32_t index, const Ids& ids, const In<uint8_t, nb::ndim<2>>& values,
+              const In<float, nb::ndim<2>>& state, const std::optional<In<uint8_t, nb::ndim<2>>>& marks) {
+             need(index < s.tables(), "no such table");
+             const Table& t = s.table(index);
+             const RowLayout& l = t.layout();
+             const size_t value_bytes = stored_bytes(t.spec().format, l.dim), n = ids.shape(0);
+             const uint32_t words = exported_words(t.spec());
+             need(values.shape(0) == n && values.shape(1) == value_bytes,
+                  "values must be [ids, bytes of a row's values]");
+             need(state.shape(0) == n && state.shape(1) == words, "state must be [ids, words of state]");
+             need(!marks || (marks->shape(0) == n && marks->shape(1) == t.exported_marks()),
+                  "marks must be [ids, marks]");
+             nb::gil_scoped_release release;
+             s.import_rows(index, ids.data(), n, values.data(), value_bytes, state.data(),
+                           marks ? marks->data() : nullptr);
+           });
 
   m.def("has_duplicates", [](const Ids& ids) {
     nb::gil_scoped_release release;
     return has_duplicates(ids.data(), ids.shape(0));
+  });
+  m.def("convert_rows", [](const TableSpec& from, const TableSpec& to, const In<uint8_t, nb::ndim<2>>& values,
+                           const In<float, nb::ndim<2>>& state) {
+    need(from.dim == to.dim && from.optimizer.kind == to.optimizer.kind &&
+             (from.optimizer.momentum > 0) == (to.optimizer.momentum > 0),
+         "rows of another dim or optimizer");
+    const size_t n = values.shape(0), bytes = stored_bytes(to.format, to.dim), words = exported_words(to);
+    need(values.shape(1) == stored_bytes(from.format, from.dim), "values must be [rows, bytes of a row]");
+    need(state.shape(0) == n && state.shape(1) == exported_words(from),
+         "state must be [rows, words of state]");
+    std::unique_ptr<uint8_t[]> new_values(new uint8_t[n * bytes]);
+    std::unique_ptr<float[]> new_state(new float[n * words]);
+    {
+      nb::gil_scoped_release release;
+      for (size_t i = 0; i < n; ++i)
+        convert_row(from, to, values.data() + i * values.shape(1), state.data() + i * state.shape(1),
+                    new_values.get() + i * bytes, new_state.get() + i * words);
+    }
+    return nb::make_tuple(owned(std::move(new_values), {n, bytes}), owned(std::move(new_state), {n, words}));
   });
   m.def("initial_values", [](const TableSpec& spec, uint64_t id) {
     auto values = std::make_unique<float[]>(spec.dim);
@@ -340,6 +474,26 @@ NB_MODULE(_native, m) {
     for (size_t i = 0; i < ids.shape(0); ++i) out[i] = mix(ids.data()[i]);
     return owned(std::move(out), {ids.shape(0)});
   });
+  m.def("hash_ids", [](const Ids& ids, uint64_t key, uint64_t rows, uint32_t hashes) {
+    need(rows >= 1 && hashes >= 1, "rows and hashes must be 1 or more");
+    auto out = std::make_unique<uint64_t[]>(ids.shape(0) * hashes);
+    {
+      nb::gil_scoped_release release;
+      hash_ids(ids.data(), ids.shape(0), key, rows, hashes, out.get());
+    }
+    return owned(std::move(out), {ids.shape(0) * hashes});
+  });
+  m.def("split_ids", [](const Ids& ids, uint64_t key, uint64_t rows) {
+    need(rows >= 1 && rows < uint64_t{1} << 32, "rows must be 1 to 2^32 - 1");
+    auto out = std::make_unique<uint64_t[]>(ids.shape(0) * 2);
+    {
+      nb::gil_scoped_release release;
+      split_ids(ids.data(), ids.shape(0), key, rows, out.get());
+    }
+    return owned(std::move(out), {ids.shape(0) * 2});
+  });
+  m.attr("seal_words") = kSealWords;
   m.def("instruction_level", [] { return kernels().name; });
   bind_wire(m);
+  bind_durable(m);
 }

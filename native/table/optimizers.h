@@ -18,29 +18,36 @@ struct Lanes {
 // Sum of (g + decay w)^2 over sixteen lanes in a fixed order: the same bits whatever the vector width of the
 // build. Written with vectors because the loops it stands for were compiled to one addition at a time.
 inline float sum_of_squares(const float* g, const float* w, float decay, uint32_t dim) {
-  typename Lanes<16>::Vector sum = {}, gradient, weight;
+  // Two halves of eight lanes: where a build has no wider registers they stay in registers.
+  using Half = typename Lanes<8>::Vector;
+  Half low = {}, high = {}, gradient, weight;
   const uint32_t whole = dim & ~15u;
   for (uint32_t j = 0; j < whole; j += 16) {
-    std::memcpy(&gradient, g + j, 64);
-    std::memcpy(&weight, w + j, 64);
-    const auto d = gradient + decay * weight;
-    sum += d * d;
+    std::memcpy(&gradient, g + j, 32);
+    std::memcpy(&weight, w + j, 32);
+    const Half d = gradient + decay * weight;
+    low += d * d;
+    std::memcpy(&gradient, g + j + 8, 32);
+    std::memcpy(&weight, w + j + 8, 32);
+    const Half e = gradient + decay * weight;
+    high += e * e;
   }
-  alignas(64) float lane[16];
-  std::memcpy(lane, &sum, 64);
-  for (uint32_t j = whole; j < dim; ++j) {
-    const float d = g[j] + decay * w[j];
-    lane[j & 15] += d * d;
+  if (whole != dim) {
+    alignas(64) float lane[16];
+    std::memcpy(lane, &low, 32);
+    std::memcpy(lane + 8, &high, 32);
+    for (uint32_t j = whole; j < dim; ++j) {
+      const float d = g[j] + decay * w[j];
+      lane[j & 15] += d * d;
+    }
+    std::memcpy(&low, lane, 32);
+    std::memcpy(&high, lane + 8, 32);
   }
-  typename Lanes<8>::Vector low8, high8;
-  std::memcpy(&low8, lane, 32);
-  std::memcpy(&high8, lane + 8, 32);
-  low8 += high8;
-  typename Lanes<4>::Vector low4, high4;
-  std::memcpy(&low4, &low8, 16);
-  std::memcpy(&high4, reinterpret_cast<const char*>(&low8) + 16, 16);
-  low4 += high4;
-  return (low4[0] + low4[2]) + (low4[1] + low4[3]);
+  low += high;
+  const auto four =
+      __builtin_shufflevector(low, low, 0, 1, 2, 3) + __builtin_shufflevector(low, low, 4, 5, 6, 7);
+  const auto two = four + __builtin_shufflevector(four, four, 2, 3, 2, 3);
+  return two[0] + two[1];
 }
 
 inline void sgd(const OptimizerSpec& o, float lr, float* __restrict w, float* __restrict s,
@@ -71,30 +78,43 @@ inline void rowwise_adagrad(const OptimizerSpec& o, float lr, float* __restrict 
   for (uint32_t j = 0; j < dim; ++j) w[j] -= step * (g[j] + o.weight_decay * w[j]);
 }
 
+// What one step of a row, its step number t, has in common for all its elements.
+struct AdamStep {
+  float step, root, keep, decay, beta1, beta2, eps;
+  AdamStep(const OptimizerSpec& o, float lr, const float* bias, float t)
+      : beta1(o.beta1), beta2(o.beta2), eps(o.eps) {
+    float bias1, bias2;
+    // A count that came back from a file may be anything; only what the table holds is looked up in it.
+    if (t >= 0.0f && t < static_cast<float>(kBiasSteps)) {
+      bias1 = bias[2 * static_cast<size_t>(t)];
+      bias2 = bias[2 * static_cast<size_t>(t) + 1];
+    } else {
+      bias1 = static_cast<float>(1.0 - std::pow(static_cast<double>(o.beta1), static_cast<double>(t)));
+      bias2 = static_cast<float>(1.0 - std::pow(static_cast<double>(o.beta2), static_cast<double>(t)));
+    }
+    step = lr / bias1;
+    root = std::sqrt(bias2);
+    const bool decoupled = o.kind == OptimizerKind::kAdamW;
+    keep = decoupled ? 1.0f - lr * o.weight_decay : 1.0f;
+    decay = decoupled ? 0.0f : o.weight_decay;
+  }
+  void run(float* __restrict w, float* __restrict m, float* __restrict v, const float* __restrict g,
+           uint32_t n) const {
+    const AdamStep a = *this;
+    for (uint32_t j = 0; j < n; ++j) {
+      float p = w[j] * a.keep;
+      float d = g[j] + a.decay * p;
+      m[j] = m[j] + (1.0f - a.beta1) * (d - m[j]);
+      v[j] = a.beta2 * v[j] + (1.0f - a.beta2) * d * d;
+      w[j] = p - a.step * (m[j] / (std::sqrt(v[j]) / a.root + a.eps));
+    }
+  }
+};
+
 inline void adam(const OptimizerSpec& o, float lr, const float* bias, float* __restrict w,
                  float* __restrict s, const float* __restrict g, uint32_t dim) {
-  float* __restrict m = s;
-  float* __restrict v = s + dim;
   const float t = (s[2 * dim] += 1.0f);
-  float bias1, bias2;
-  // A count that came back from a file may be anything; only what the table holds is looked up in it.
-  if (t >= 0.0f && t < static_cast<float>(kBiasSteps)) {
-    bias1 = bias[2 * static_cast<size_t>(t)];
-    bias2 = bias[2 * static_cast<size_t>(t) + 1];
-  } else {
-    bias1 = static_cast<float>(1.0 - std::pow(static_cast<double>(o.beta1), static_cast<double>(t)));
-    bias2 = static_cast<float>(1.0 - std::pow(static_cast<double>(o.beta2), static_cast<double>(t)));
-  }
-  const float step = lr / bias1, root = std::sqrt(bias2);
-  const bool decoupled = o.kind == OptimizerKind::kAdamW;
-  const float keep = decoupled ? 1.0f - lr * o.weight_decay : 1.0f, decay = decoupled ? 0.0f : o.weight_decay;
-  for (uint32_t j = 0; j < dim; ++j) {
-    float p = w[j] * keep;
-    float d = g[j] + decay * p;
-    m[j] = m[j] + (1.0f - o.beta1) * (d - m[j]);
-    v[j] = o.beta2 * v[j] + (1.0f - o.beta2) * d * d;
-    w[j] = p - step * (m[j] / (std::sqrt(v[j]) / root + o.eps));
-  }
+  AdamStep(o, lr, bias, t).run(w, s, s + dim, g, dim);
 }
 
 inline void ftrl(const OptimizerSpec& o, float lr, float* __restrict w, float* __restrict s,

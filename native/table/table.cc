@@ -1,9 +1,11 @@
 #include "table/table.h"
 
 #include <algorithm>
+#include <bit>
 #include <cmath>
 #include <cstring>
 #include <new>
+#include <random>
 #include <stdexcept>
 
 #include "base/hash.h"
@@ -17,24 +19,68 @@ constexpr size_t kRowBlockBytes = size_t{128} << 10;
 constexpr size_t kChunkBlockBytes = sizeof(Chunk) << kChunkShift;
 constexpr uint32_t kMaxRows = 0xFFFFFFF0u;
 
-// Fill at which an index grows: 7/8 of its slots. It then grows by a quarter, so fill stays within 0.70 and
-// 0.875.
+// Fill at which an index grows: 4/5 of its slots. It then grows by an eighth, so fill stays within 0.71 and
+// 0.80: fuller, more rows lie outside their home chunk; emptier, memory is lost.
 // A small one grows by half: its slack is little, and it grows less often.
 constexpr uint32_t kSmallIndex = 4096;
-uint64_t index_limit(uint64_t chunks) { return chunks * Chunk::kSlots * 7 / 8; }
+uint64_t index_limit(uint64_t chunks) { return chunks * Chunk::kSlots * 4 / 5; }
+uint64_t chunks_for(uint64_t rows) { return rows * 5 / (4 * Chunk::kSlots) + 1; }
+
+struct EmptyIndex {
+  Chunk chunk{};
+  char* blocks[1];
+  alignas(64) char row[64] = {};
+  char* rows[1];
+  EmptyIndex() : blocks{reinterpret_cast<char*>(&chunk)}, rows{row} {
+    std::fill_n(chunk.place, Chunk::kSlots, Chunk::kFree);
+  }
+};
+const EmptyIndex kEmpty;
+
+uint64_t random_secret() {
+  std::random_device device;
+  return uint64_t{device()} << 32 | device();
+}
+
+// Elements that a list of blocks has room for when it holds n.
+uint64_t room_for(uint64_t n, int shift) {
+  const uint64_t per_block = uint64_t{1} << shift;
+  if (n == 0) return 0;
+  return n <= per_block ? std::bit_ceil(n) : (n + per_block - 1) / per_block * per_block;
+}
 }  // namespace
+
+uint32_t Stash::find(uint64_t h) const {
+  const auto it = rows_.find(h);
+  return it == rows_.end() ? kNoRow : it->second;
+}
 
 Table::Table(const TableSpec& spec, int partition_bits, Arena* arena)
     : spec_(spec),
       layout_(spec),
       partition_bits_(partition_bits),
+      arena_(arena),
+      secret_(random_secret()),
       parts_(size_t{1} << partition_bits),
       views_(size_t{1} << partition_bits) {
   for (Partition& p : parts_) {
     p.chunk_list.configure(arena, sizeof(Chunk), kChunkBlockBytes);
-    p.row_list.configure(arena, layout_.stride, kRowBlockBytes);
+    p.value_list.configure(arena, layout_.value_stride, kRowBlockBytes);
+    if (!layout_.together) p.side_list.configure(arena, layout_.record_bytes, kRowBlockBytes / 2);
   }
-  row_shift_ = parts_[0].row_list.shift();
+  value_shift_ = parts_[0].value_list.shift();
+  side_shift_ = parts_[0].side_list.shift();
+  for (uint32_t p = 0; p < partitions(); ++p) publish(p);
+  if (spec.bound.any()) {
+    bounds_.resize(parts_.size());
+    if (spec.bound.eviction != Eviction::kNone) {
+      share_ = spec.bound.rows != 0 ? spec.bound.rows / partitions()
+                                    : rows_within(spec.bound.bytes / partitions());
+      shares_larger_ = spec.bound.rows != 0 ? spec.bound.rows % partitions() : 0;
+      if (share_ == 0)
+        throw std::invalid_argument("a table's capacity must be a row or more for each partition");
+    }
+  }
   if (spec.optimizer.kind == OptimizerKind::kAdam || spec.optimizer.kind == OptimizerKind::kAdamW) {
     adam_bias_.resize(2 * kBiasSteps);
     for (size_t t = 0; t < kBiasSteps; ++t) {
@@ -46,7 +92,10 @@ Table::Table(const TableSpec& spec, int partition_bits, Arena* arena)
   }
 }
 
-TableView Table::view() const { return {views_.data(), partition_bits_, row_shift_, layout_, &spec_}; }
+TableView Table::view() const {
+  const uint64_t inverse = layout_.group > 1 ? ~uint64_t{0} / layout_.group + 1 : 0;
+  return {views_.data(), partition_bits_, value_shift_, side_shift_, inverse, secret_, layout_, &spec_};
+}
 
 uint32_t Table::partition_of(uint64_t id) const {
   return partition_bits_ == 0 ? 0 : static_cast<uint32_t>(mix(id) >> (64 - partition_bits_));
@@ -54,13 +103,23 @@ uint32_t Table::partition_of(uint64_t id) const {
 
 void Table::publish(uint32_t partition) {
   const Partition& p = parts_[partition];
-  views_[partition] = {p.chunk_list.blocks(), p.row_list.blocks(), p.chunks, p.next_row};
+  PartitionView& v = views_[partition];
+  v.chunk_blocks = p.chunks == 0 ? kEmpty.blocks : p.chunk_list.blocks();
+  v.chunks = std::max(p.chunks, 1u);
+  v.number_bits = number_bits_of(v.chunks, partition_bits_);
+  v.stash = p.stash.empty() ? nullptr : &p.stash;
+  v.value_blocks = p.next_row == 0 ? kEmpty.rows : p.value_list.blocks();
+  v.side_blocks = p.next_row == 0 ? kEmpty.rows : p.side_list.blocks();
+  v.rows = p.next_row;
 }
 
-// A list that could only grow in part has still moved: readers must see where it is now.
-void Table::reserve(uint32_t partition, BlockList* list, size_t n) {
+// Makes room for a row of this number. A list that could only grow in part has still moved: readers must see
+// where it is now.
+void Table::reserve_row(uint32_t partition, uint32_t number) {
+  Partition& p = parts_[partition];
   try {
-    list->reserve(n);
+    p.value_list.reserve(size_t{number} + 1);
+    if (!layout_.together) p.side_list.reserve(size_t{number} / layout_.group + 1);
   } catch (...) {
     publish(partition);
     throw;
@@ -70,56 +129,71 @@ void Table::reserve(uint32_t partition, BlockList* list, size_t n) {
 void Table::prefetch(uint64_t id) const {
   const uint64_t h = mix(id);
   const PartitionView& p = views_[partition_of(id)];
-  if (p.chunks != 0) __builtin_prefetch(chunk_at(p, home_chunk(h, partition_bits_, p.chunks)), 1);
+  __builtin_prefetch(chunk_at(p, home_chunk(h, partition_bits_, p.chunks)), 1);
 }
 
-char* Table::find(uint64_t id) const {
-  const uint64_t h = mix(id);
-  return find_row(view(), views_[partition_of(id)], h);
+Row Table::find(uint64_t id) const {
+  const PartitionView& p = views_[partition_of(id)];
+  const uint32_t number = find_number(p, partition_bits_, mix(id));
+  return number == kNoRow ? Row{} : row_at(view(), p, number);
 }
 
-char* Table::find_or_create(uint64_t id, uint32_t* number) {
+Row Table::find_anywhere(uint64_t id, std::vector<char>* record) const {
+  const Row row = find(id);
+  if (row || !cold_) return row;
+  record->resize(cold_->record_bytes());
+  uint32_t slot;
+  return cold_->read(partition_of(id), id, record->data(), &slot) ? cold_->row_in(record->data()) : Row{};
+}
+
+Row Table::find_or_create(uint64_t id, uint32_t* number) {
   bool inserted;
-  char* row = find_or_insert(id, &inserted, number);
+  const Row row = find_or_insert(id, &inserted, number);
   if (!inserted) return row;
-  char* values = row + RowLayout::kHeader;
-  auto* state = reinterpret_cast<float*>(row + layout_.state_offset());
   if (spec_.format == ValueFormat::kFp32) {
-    kernels().initialize(spec_, id, reinterpret_cast<float*>(values), state);
+    kernels().initialize(spec_, id, reinterpret_cast<float*>(row.values), row.state);
   } else {
     float first[kMaxDim];
-    kernels().initialize(spec_, id, first, state);
-    kernels().encode(spec_.format, first, values, layout_.dim);
+    kernels().initialize(spec_, id, first, row.state);
+    kernels().encode(spec_.format, first, row.values, layout_.dim);
   }
   return row;
 }
 
-char* Table::find_or_insert(uint64_t id, bool* inserted, uint32_t* number_out) {
+Row Table::find_or_insert(uint64_t id, bool* inserted, uint32_t* number_out) {
   const uint64_t h = mix(id);
   const uint32_t part = partition_of(id);
-  *inserted = false;
-  if (char* row = find_row(view(), views_[part], h, number_out)) return row;
-  Partition& p = parts_[part];
-  if (p.count >= index_limit(p.chunks))
-    grow_index(part, p.chunks + std::max(1u, p.chunks / (p.chunks < kSmallIndex ? 2 : 4)));
-  uint32_t number;
-  if (!p.free_rows.empty()) {
-    number = p.free_rows.back();
-    p.free_rows.pop_back();
-  } else {
-    if (p.next_row >= kMaxRows)
-      throw std::length_error("a partition is full (2^32 rows); use more partitions");
-    reserve(part, &p.row_list, size_t{p.next_row} + 1);
-    number = p.next_row++;
+  uint32_t number = find_number(views_[part], partition_bits_, h);
+  *inserted = number == kNoRow;
+  if (*inserted) {
+    Partition& p = parts_[part];
+    if (p.count >= index_limit(p.chunks)) {
+      const uint32_t grown = p.chunks + std::max(1u, p.chunks / (p.chunks < kSmallIndex ? 2 : 8));
+      const uint32_t most = p.count < share(part) ? chunks_most(part) : grown;
+      grow_index(part, std::max(p.chunks + 1, std::min(grown, most)));
+    }
+    if (p.free_rows.empty()) {
+      if (p.next_row >= kMaxRows)
+        throw std::length_error("a partition is full (2^32 rows); use more partitions");
+      reserve_row(part, p.next_row);
+      number = p.next_row;
+    } else {
+      number = p.free_rows.back();
+    }
+    link(p.chunk_list, p.chunks, p.stash, h, number);
+    if (p.free_rows.empty())
+      ++p.next_row;
+    else
+      p.free_rows.pop_back();
+    ++p.count;
+    publish(part);
   }
-  link(part, h, number);
-  ++p.count;
-  publish(part);
-  char* row = row_at(view(), views_[part], number);
-  const uint64_t header = h & ~uint64_t{0xFF};  // version 0
-  std::memcpy(row, &header, 8);
   if (number_out != nullptr) *number_out = number;
-  *inserted = true;
+  const Row row = row_at(view(), views_[part], number);
+  if (*inserted) {
+    *row.version = 0;
+    if (layout_.marks != 0) mark_new(part, row);
+  }
   return row;
 }
 
@@ -127,124 +201,179 @@ void Table::reserve_rows(uint64_t rows, const std::vector<bool>* wanted) {
   // Partitions hold about the same share; two in a hundred more leaves room for chance, and growth for the
   // rest.
   const uint64_t share = rows / parts_.size() + rows / parts_.size() / 50 + 16;
-  const uint64_t chunks = share * 8 / (7 * Chunk::kSlots) + 1;
+  const uint64_t chunks = chunks_for(share);
   if (chunks > kMaxRows / Chunk::kSlots)
     throw std::length_error("a partition would be full (2^32 rows); use more partitions");
-  for (uint32_t p = 0; p < partitions(); ++p)
-    if (chunks > parts_[p].chunks && (wanted == nullptr || (*wanted)[p]))
-      grow_index(p, static_cast<uint32_t>(chunks));
-}
-
-// Enters a row number under h; there is room (the index is below its limit).
-void Table::link(uint32_t partition, uint64_t h, uint32_t row) {
-  Partition& p = parts_[partition];
-  uint32_t c = home_chunk(h, partition_bits_, p.chunks);
-  for (;;) {
-    Chunk& chunk = *reinterpret_cast<Chunk*>(p.chunk_list.at(c));
-    if (chunk.occupied != (1u << Chunk::kSlots) - 1) {
-      const int slot = __builtin_ctz(~uint32_t{chunk.occupied});
-      chunk.tag[slot] = static_cast<uint8_t>(h);
-      chunk.row[slot] = row;
-      chunk.occupied = static_cast<uint16_t>(chunk.occupied | (1u << slot));
-      return;
-    }
-    if (chunk.overflow != 255) ++chunk.overflow;
-    if (++c == p.chunks) c = 0;
+  for (uint32_t p = 0; p < partitions(); ++p) {
+    const uint64_t most = std::min<uint64_t>(chunks, chunks_most(p));
+    if (most > parts_[p].chunks && (wanted == nullptr || (*wanted)[p]))
+      grow_index(p, static_cast<uint32_t>(most));
   }
 }
 
-// Every entry of a partition, in the order of the index (nearly that of h).
-void Table::collect(uint32_t partition, std::vector<Entry>* out) const {
-  const Partition& p = parts_[partition];
-  const TableView t = view();
-  const PartitionView& v = views_[partition];
-  out->clear();
-  out->reserve(p.count);
-  constexpr uint32_t kAhead = 2;  // chunks: about 20 rows on their way
-  auto prefetch = [&](uint32_t c) {
-    const Chunk& chunk = *chunk_at(v, c);
-    for (uint32_t m = chunk.occupied; m; m &= m - 1)
-      __builtin_prefetch(row_at(t, v, chunk.row[__builtin_ctz(m)]));
+void Table::link(BlockList& chunk_list, uint32_t chunks, Stash& stash, uint64_t h, uint32_t number) const {
+  const uint32_t home = home_chunk(h, partition_bits_, chunks);
+  auto chunk_of = [&](uint32_t k) -> Chunk& {
+    return *reinterpret_cast<Chunk*>(chunk_list.at(chunk_behind(home, probe_offset(h, k), chunks)));
   };
-  for (uint32_t c = 0; c < std::min(kAhead, p.chunks); ++c) prefetch(c);
-  for (uint32_t c = 0; c < p.chunks; ++c) {
-    if (c + kAhead < p.chunks) prefetch(c + kAhead);
-    const Chunk& chunk = *chunk_at(v, c);
-    for (uint32_t m = chunk.occupied; m; m &= m - 1) {
-      const int slot = __builtin_ctz(m);
-      const uint64_t header = load_header(row_at(t, v, chunk.row[slot]));
-      out->push_back({(header & ~uint64_t{0xFF}) | chunk.tag[slot], chunk.row[slot]});
-    }
+  uint32_t end = 0;  // of the chunks without a free place
+  int slot = Chunk::kSlots;
+  for (; end < 16; ++end) {
+    if (probe_offset(h, end) == Chunk::kFree) continue;
+    const Chunk& chunk = chunk_of(end);
+    slot = 0;
+    while (slot < Chunk::kSlots && chunk.place[slot] != Chunk::kFree) ++slot;
+    if (slot < Chunk::kSlots) break;
   }
+  if (end == 16) stash.insert(h, number);  // may throw, so before anything has changed
+  for (uint32_t k = 0; k < end; ++k) {
+    if (probe_offset(h, k) == Chunk::kFree) continue;
+    Chunk& passed = chunk_of(k);
+    if (passed.overflow != 255) ++passed.overflow;
+  }
+  if (end == 16) return;
+  const int number_bits = number_bits_of(chunks, partition_bits_);
+  Chunk& chunk = chunk_of(end);
+  chunk.entry[slot] = h << number_bits | (number & ~(~uint64_t{0} << number_bits));
+  chunk.place[slot] = static_cast<uint8_t>(probe_offset(h, end) | uint64_t{number} >> number_bits << 4);
 }
 
+template <typename Wanted, typename Visit>
+void Table::for_each_entry(uint32_t partition, Wanted&& wanted, Visit&& visit) const {
+  const Partition& p = parts_[partition];
+  const PartitionView& v = views_[partition];
+  for (uint32_t c = 0; c < p.chunks; ++c) {
+    const Chunk& chunk = *chunk_at(v, c);
+    for (int slot = 0; slot < Chunk::kSlots; ++slot) {
+      const uint32_t offset = chunk.place[slot] & 15u;
+      if (offset == Chunk::kFree) continue;
+      const uint32_t number = number_in(chunk, slot, v.number_bits);
+      // The entry holds at least the lower half of h.
+      if (!wanted(number, static_cast<uint32_t>(chunk.entry[slot] >> v.number_bits))) continue;
+      const uint32_t home =
+          c >= offset ? c - offset : static_cast<uint32_t>((c + uint64_t{p.chunks} * 15 - offset) % p.chunks);
+      visit(mixed_id(chunk.entry[slot], home, partition, partition_bits_, p.chunks), number);
+    }
+  }
+  for (const auto& [h, number] : p.stash.rows())
+    if (wanted(number, static_cast<uint32_t>(h))) visit(h, number);
+}
+
+// Builds the larger index beside the old one, of this partition alone, and then takes its place.
 void Table::grow_index(uint32_t partition, uint32_t chunks) {
   Partition& p = parts_[partition];
-  std::vector<Entry> entries;
-  if (p.chunks != 0) collect(partition, &entries);
-  reserve(partition, &p.chunk_list, chunks);
+  BlockList grown;
+  Stash stash;
+  grown.configure(arena_, sizeof(Chunk), kChunkBlockBytes);
+  grown.reserve(chunks);
+  for (uint32_t c = 0; c < chunks; ++c) {
+    Chunk& chunk = *reinterpret_cast<Chunk*>(grown.at(c));
+    std::fill_n(chunk.entry, Chunk::kSlots, 0);
+    std::fill_n(chunk.place, Chunk::kSlots, Chunk::kFree);
+    chunk.overflow = 0;
+  }
+  for_each_entry(
+      partition, [](uint32_t, uint32_t) { return true; },
+      [&](uint64_t h, uint32_t number) { link(grown, chunks, stash, h, number); });
+  p.chunk_list.swap(grown);
+  p.stash = std::move(stash);
   p.chunks = chunks;
-  const size_t per_block = size_t{1} << kChunkShift;
-  for (size_t c = 0; c < chunks; c += per_block)
-    std::memset(p.chunk_list.at(c), 0, std::min(per_block, chunks - c) * sizeof(Chunk));
-  for (const Entry& e : entries) link(partition, e.h, e.row);
   publish(partition);
 }
 
 bool Table::erase(uint64_t id) {
-  const uint64_t h = mix(id);
   const uint32_t part = partition_of(id);
+  if (!unlink(part, mix(id))) {
+    if (!cold_ || !cold_->erase(part, id)) return false;
+    ++erasures_;
+    cold_->compact(part);
+    return true;
+  }
+  ++erasures_;
+  parts_[part].removed_at = ++generation_;
+  publish(part);
+  return true;
+}
+
+bool Table::unlink(uint32_t part, uint64_t h) {
   Partition& p = parts_[part];
-  if (p.chunks == 0) return false;
-  const TableView t = view();
   const PartitionView& v = views_[part];
-  const uint32_t home = home_chunk(h, partition_bits_, p.chunks);
-  uint32_t c = home;
-  do {
-    Chunk& chunk = *chunk_at(v, c);
-    for (uint32_t m = match_tags(chunk, static_cast<uint8_t>(h)); m; m &= m - 1) {
-      const int slot = __builtin_ctz(m);
-      if (!same_id(row_at(t, v, chunk.row[slot]), h)) continue;
-      p.free_rows.push_back(chunk.row[slot]);
-      ++generation_;
-      chunk.occupied = static_cast<uint16_t>(chunk.occupied & ~(1u << slot));
-      --p.count;
-      // The chunks it had passed on its way here count one row less, unless they had lost count.
-      for (uint32_t b = home; b != c; b = b + 1 == p.chunks ? 0 : b + 1) {
-        Chunk& passed = *chunk_at(v, b);
-        if (passed.overflow != 255) --passed.overflow;
-      }
-      return true;
-    }
-    if (chunk.overflow == 0) return false;
-    if (++c == p.chunks) c = 0;
-  } while (c != home);
-  return false;
+  Chunk* found = nullptr;
+  int slot = 0;
+  const uint32_t number = find_number(v, partition_bits_, h, &found, &slot);
+  if (number == kNoRow) return false;
+  p.free_rows.push_back(number);  // may throw, so before anything has changed
+  const uint32_t offset = found == nullptr ? uint32_t{Chunk::kFree} : found->place[slot] & 15u;
+  if (found == nullptr)
+    p.stash.erase(h);
+  else
+    found->place[slot] = Chunk::kFree;
+  --p.count;
+  // The chunks it had passed on its way count one row less, unless they had lost count.
+  const uint32_t home = home_chunk(h, partition_bits_, v.chunks);
+  for (uint32_t k = 0; k < 16; ++k) {
+    const uint32_t at = probe_offset(h, k);
+    if (at == Chunk::kFree) continue;
+    if (at == offset) break;
+    Chunk& passed = *chunk_at(v, chunk_behind(home, at, v.chunks));
+    if (passed.overflow != 255) --passed.overflow;
+  }
+  return true;
 }
 
 void Table::clear() {
   ++generation_;
+  ++erasures_;
+  if (cold_) cold_->clear();
   for (uint32_t i = 0; i < partitions(); ++i) {
     Partition& p = parts_[i];
     p.chunk_list.clear();
-    p.row_list.clear();
+    p.value_list.clear();
+    p.side_list.clear();
+    p.stash = Stash();
     p.free_rows.clear();
     p.free_rows.shrink_to_fit();
     p.chunks = p.next_row = 0;
     p.count = 0;
+    p.removed_at = generation_;
+    if (bounded()) bounds_[i] = PartitionBound();
     publish(i);
   }
 }
 
 void Table::visit_ordered(uint32_t partition,
-                          const std::function<void(uint64_t id, const char* row)>& visit) const {
+                          const std::function<void(uint64_t id, const Row& row)>& visit) const {
+  constexpr uint32_t kCold = ~uint32_t{0};
+  struct Entry {
+    uint64_t h;
+    uint32_t number;  // kCold: see `record`
+    size_t record;
+  };
   std::vector<Entry> entries;
-  collect(partition, &entries);
+  entries.reserve(rows(partition));
+  for_each_entry(
+      partition, [](uint32_t, uint32_t) { return true; },
+      [&](uint64_t h, uint32_t number) { entries.push_back({h, number, 0}); });
+  std::vector<char> records;
+  if (cold_) {
+    records.reserve(cold_->rows(partition) * cold_->record_bytes());
+    cold_->visit(partition, [&](uint64_t id, char* record) {
+      entries.push_back({mix(id), kCold, records.size()});
+      records.insert(records.end(), record, record + cold_->record_bytes());
+    });
+  }
   std::sort(entries.begin(), entries.end(), [](const Entry& a, const Entry& b) { return a.h < b.h; });
   const TableView t = view();
+  const PartitionView& v = views_[partition];
+  constexpr size_t kAhead = 8;
   for (size_t i = 0; i < entries.size(); ++i) {
-    if (i + 8 < entries.size()) __builtin_prefetch(row_at(t, views_[partition], entries[i + 8].row));
-    visit(unmix(entries[i].h), row_at(t, views_[partition], entries[i].row));
+    if (i + kAhead < entries.size() && entries[i + kAhead].number != kCold) {
+      const Row next = row_at(t, v, entries[i + kAhead].number);
+      __builtin_prefetch(next.values);
+      __builtin_prefetch(next.state);
+    }
+    const Entry& e = entries[i];
+    visit(unmix(e.h), e.number == kCold ? cold_->row_in(records.data() + e.record) : row_at(t, v, e.number));
   }
 }
 
@@ -253,12 +382,440 @@ TableSize Table::size() const {
   uint64_t held = 0;
   for (const Partition& p : parts_) {
     s.rows += p.count;
-    held += p.chunk_list.bytes() + p.row_list.bytes() + 4 * p.free_rows.capacity();
+    held += p.chunk_list.bytes() + p.value_list.bytes() + p.side_list.bytes() + p.stash.bytes() +
+            4 * p.free_rows.capacity();
   }
+  for (const PartitionBound& b : bounds_) held += b.sketch.bytes();
   s.value_bytes = s.rows * layout_.value_bytes;
-  s.state_bytes = s.rows * 4 * layout_.state_floats;
+  s.state_bytes = s.rows * layout_.state_bytes();
+  if (cold_) {
+    const ColdCounts c = cold_->counts();
+    s.rows += c.rows;
+    held += c.index_bytes;
+  }
   s.overhead_bytes = held - s.value_bytes - s.state_bytes;
   return s;
+}
+
+// ---- bounds
+// ---------------------------------------------------------------------------------------------------
+
+uint64_t Table::share(uint32_t partition) const { return share_ + (partition < shares_larger_); }
+
+// Chunks that the index of a full partition needs: more than that it never has.
+uint32_t Table::chunks_most(uint32_t partition) const {
+  const uint64_t rows = share(partition);
+  if (rows >= kMaxRows) return ~uint32_t{0};
+  uint64_t chunks = rows * 5 / (4 * Chunk::kSlots);
+  while (index_limit(chunks) < rows) ++chunks;
+  return static_cast<uint32_t>(std::max<uint64_t>(chunks, 1));
+}
+
+// What a partition of so many rows takes at most: blocks of rows, of records and of the index, and what it
+// keeps of the numbers of rows removed.
+uint64_t Table::bytes_of(uint64_t rows) const {
+  const Partition& p = parts_[0];
+  uint64_t chunks = rows * 5 / (4 * Chunk::kSlots);
+  while (index_limit(chunks) < rows) ++chunks;
+  uint64_t bytes = room_for(chunks, p.chunk_list.shift()) * sizeof(Chunk) +
+                   room_for(rows, value_shift_) * layout_.value_stride +
+                   (spec_.bound.ttl != 0 ? 4 : 1) * rows;
+  if (!layout_.together)
+    bytes += room_for((rows + layout_.group - 1) / layout_.group, side_shift_) * layout_.record_bytes;
+  return bytes;
+}
+
+uint64_t Table::rows_within(uint64_t bytes) const {
+  const uint64_t sketch = Sketch((spec_.bound.window + partitions() - 1) / partitions()).bytes();
+  if (bytes <= sketch) return 0;
+  uint64_t low = 0, high = std::min<uint64_t>((bytes - sketch) / layout_.value_stride, kMaxRows - 1);
+  while (low < high) {
+    const uint64_t middle = low + (high - low + 1) / 2;
+    if (bytes_of(middle) + sketch <= bytes)
+      low = middle;
+    else
+      high = middle - 1;
+  }
+  return low;
+}
+
+uint8_t Table::recency_clock(uint32_t partition) const {
+  return static_cast<uint8_t>(bounds_[partition].made / recency_unit(share(partition)));
+}
+
+void Table::mark_new(uint32_t partition, const Row& row) const {
+  uint8_t* mark = marks_of(row);
+  if (spec_.bound.eviction != Eviction::kNone) {
+    *mark = spec_.bound.eviction == Eviction::kRecency ? recency_clock(partition) : kFrequencyAtFirst;
+    mark += layout_.mark_stride;
+  }
+  if (spec_.bound.ttl != 0) *mark = kUsed;
+}
+
+void Table::mark_used(uint32_t partition, const Row& row) const {
+  uint8_t* mark = marks_of(row);
+  if (spec_.bound.eviction != Eviction::kNone) {
+    if (spec_.bound.eviction == Eviction::kRecency)
+      *mark = recency_clock(partition);
+    else if (*mark != 255)
+      ++*mark;
+    mark += layout_.mark_stride;
+  }
+  if (spec_.bound.ttl != 0) *mark = kUsed;
+}
+
+void Table::take(uint32_t part, const uint64_t* ids, const uint32_t* positions, size_t n, uint32_t* numbers,
+                 uint64_t seconds) {
+  Partition& p = parts_[part];
+  PartitionBound& b = bounds_[part];
+  const TableView t = view();
+  std::vector<uint32_t> used, wanted;
+  used.reserve(n);
+  for (size_t k = 0; k < n; ++k) {
+    if (numbers[positions[k]] != kNoRow)
+      used.push_back(numbers[positions[k]]);
+    else
+      wanted.push_back(positions[k]);
+  }
+  expire(part, seconds, used);
+  std::vector<char> records;
+  const std::vector<Returning> back = read_cold(part, ids, &wanted, &records);
+  if (layout_.marks != 0) {
+    constexpr size_t kAhead = 8;
+    for (size_t k = 0; k < used.size(); ++k) {
+      if (k + kAhead < used.size()) __builtin_prefetch(row_at(t, views_[part], used[k + kAhead]).version, 1);
+      mark_used(part, row_at(t, views_[part], used[k]));
+    }
+  }
+  if (spec_.bound.sightings != 0) {
+    if (b.sketch.bytes() == 0) b.sketch = Sketch((spec_.bound.window + partitions() - 1) / partitions());
+    size_t kept = 0;
+    for (uint32_t i : wanted)
+      if (b.sketch.add(mix(ids[i]), partition_bits_) >= spec_.bound.sightings) wanted[kept++] = i;
+    b.counts.refused += wanted.size() - kept;
+    wanted.resize(kept);
+  }
+  const uint64_t most = share(part);
+  make_room_for(part, back.size() + wanted.size(), used);
+  enter_cold(part, ids, back, records, numbers);
+  for (uint32_t i : wanted) {
+    if (p.count < most || cold_) {
+      const uint64_t had = p.count;
+      find_or_create(ids[i], &numbers[i]);
+      if (p.count == had) continue;
+      ++b.counts.admitted;
+      entered_one(part);
+    } else {
+      // One that the same pull names twice may be there by now.
+      numbers[i] = find_number(views_[part], partition_bits_, mix(ids[i]));
+      if (numbers[i] == kNoRow) ++b.counts.refused;
+    }
+  }
+  if (cold_) cold_->compact(part);
+  // Beside the rows it may take a byte of each, see `bytes_of`.
+  if (4 * p.free_rows.capacity() > most && 4 * p.free_rows.size() < most) p.free_rows.shrink_to_fit();
+}
+
+void Table::make_room_for(uint32_t part, uint64_t entering, const std::vector<uint32_t>& spared) {
+  const uint64_t most = share(part), rows = parts_[part].count + entering;
+  if (rows <= most) return;
+  const std::vector<Victim> gone = victims(part, rows - most + most / kSlackParts, spared);
+  remove(part, gone);
+  if (!cold_) bounds_[part].counts.evicted += gone.size();
+}
+
+// Counts a row that is in memory from now on. Recency: ages are kept within a byte. Frequency: counts are
+// halved from time to time.
+void Table::entered_one(uint32_t part) {
+  PartitionBound& b = bounds_[part];
+  ++b.made;
+  const TableView t = view();
+  const uint32_t rows = parts_[part].next_row;
+  if (spec_.bound.eviction == Eviction::kRecency && b.made % (recency_unit(share(part)) * kClampEvery) == 0) {
+    const uint8_t now = recency_clock(part);
+    for (uint32_t i = 0; i < rows; ++i) {
+      uint8_t* mark = marks_of(row_at(t, views_[part], i));
+      if (static_cast<uint8_t>(now - *mark) > kClampedAge) *mark = static_cast<uint8_t>(now - kClampedAge);
+    }
+  } else if (spec_.bound.eviction == Eviction::kFrequency && b.made % share(part) == 0) {
+    for (uint32_t i = 0; i < rows; ++i) {
+      uint8_t* mark = marks_of(row_at(t, views_[part], i));
+      *mark = static_cast<uint8_t>(*mark >> 1);
+    }
+  }
+}
+
+void Table::expire(uint32_t part, uint64_t seconds, const std::vector<uint32_t>& used) {
+  const BoundSpec& spec = spec_.bound;
+  if (spec.ttl == 0) return;
+  PartitionBound& b = bounds_[part];
+  const uint64_t tick = (spec.ttl_seconds ? seconds : b.step) / expiry_unit(spec);
+  const uint64_t passed = b.tick == PartitionBound::kUnset || tick <= b.tick ? 0 : tick - b.tick;
+  if (b.tick == PartitionBound::kUnset || tick > b.tick) b.tick = tick;
+  if (passed == 0) return;
+  const TableView t = view();
+  const uint32_t rows = parts_[part].next_row,
+                 which = spec.eviction != Eviction::kNone ? layout_.mark_stride : 0;
+  const uint64_t limit = expiry_limit(spec);
+  std::vector<char> gone(rows);
+  for (uint32_t i : used) *(marks_of(row_at(t, views_[part], i)) + which) = kUsed;
+  for (uint32_t i = 0; i < rows; ++i) {
+    uint8_t* mark = marks_of(row_at(t, views_[part], i)) + which;
+    const uint64_t age = *mark == kUsed ? 0 : *mark + passed;
+    gone[i] = age > limit;
+    if (!gone[i]) *mark = static_cast<uint8_t>(age);
+  }
+  std::vector<Victim> rows_gone;
+  for_each_entry(
+      part, [&](uint32_t number, uint32_t) { return gone[number] != 0; },
+      [&](uint64_t h, uint32_t number) { rows_gone.push_back({h, number}); });
+  std::sort(rows_gone.begin(), rows_gone.end(), [](const Victim& x, const Victim& y) { return x.id < y.id; });
+  for (Victim& v : rows_gone) v.id = unmix(v.id);
+  remove(part, rows_gone);
+  b.counts.expired += rows_gone.size();
+}
+
+std::vector<Victim> Table::victims(uint32_t part, uint64_t n, const std::vector<uint32_t>& spared) const {
+  // Marks are copied first, in the order in which they lie: the index speaks of rows in no order.
+  constexpr uint16_t kSpared = 0xFFFF;
+  const TableView t = view();
+  const uint32_t rows = parts_[part].next_row;
+  std::vector<uint16_t> warmth(rows);
+  if (spec_.bound.eviction == Eviction::kRecency) {
+    const uint8_t now = recency_clock(part);
+    for (uint32_t i = 0; i < rows; ++i)
+      warmth[i] = 255 - static_cast<uint8_t>(now - *marks_of(row_at(t, views_[part], i)));
+  } else if (spec_.bound.eviction == Eviction::kFrequency) {
+    for (uint32_t i = 0; i < rows; ++i) warmth[i] = *marks_of(row_at(t, views_[part], i));
+  }
+  for (uint32_t i : parts_[part].free_rows) warmth[i] = kSpared;
+  for (uint32_t i : spared) warmth[i] = kSpared;
+  uint64_t counts[256] = {};
+  for (uint32_t i = 0; i < rows; ++i)
+    if (warmth[i] != kSpared) ++counts[warmth[i]];
+  uint16_t last = 0;  // the warmest that go, of which perhaps not all
+  uint64_t colder = 0;
+  while (last < 255 && colder + counts[last] < n) colder += counts[last++];
+  struct Entry {
+    uint16_t warmth;
+    uint64_t turn;  // among equals
+    uint32_t number;
+  };
+  std::vector<Entry> chosen;
+  auto choose = [&](uint32_t most) {  // with those of the last warmth whose turn begins with `most` or less
+    chosen.clear();
+    for_each_entry(
+        part,
+        [&](uint32_t number, uint32_t turn) {
+          const uint16_t w =
+              warmth[number];  // without branches: they would be guessed wrong every other time
+          return static_cast<bool>(static_cast<int>(w < last) |
+                                   (static_cast<int>(w == last) & static_cast<int>(turn <= most)));
+        },
+        [&](uint64_t h, uint32_t number) { chosen.push_back({warmth[number], std::rotl(h, 32), number}); });
+  };
+  // Counts of uses have many equals. Their turns lie evenly, so it is known about how far those that go
+  // reach, and only these are looked at.
+  const uint64_t equal = n - std::min(n, colder);
+  const double reach = (static_cast<double>(equal) + 8 * std::sqrt(static_cast<double>(equal)) + 8) /
+                       static_cast<double>(std::max<uint64_t>(counts[last], 1));
+  const uint32_t most = reach < 1 ? static_cast<uint32_t>(std::ldexp(reach, 32)) : ~uint32_t{0};
+  choose(most);
+  if (most != ~uint32_t{0} && chosen.size() < n) choose(~uint32_t{0});
+  auto before = [](const Entry& x, const Entry& y) {
+    return x.warmth != y.warmth ? x.warmth < y.warmth : x.turn < y.turn;
+  };
+  if (chosen.size() > n) {
+    std::nth_element(chosen.begin(), chosen.begin() + static_cast<ptrdiff_t>(n), chosen.end(), before);
+    chosen.resize(n);
+  }
+  std::sort(chosen.begin(), chosen.end(), before);
+  std::vector<Victim> out;
+  out.reserve(chosen.size());
+  for (const Entry& e : chosen) out.push_back({unmix(std::rotl(e.turn, 32)), e.number});
+  return out;
+}
+
+void Table::remove(uint32_t part, const std::vector<Victim>& rows) {
+  if (rows.empty()) return;
+  Partition& p = parts_[part];
+  p.free_rows.reserve(p.free_rows.size() + rows.size());
+  if (sink_) {
+    const TableView t = view();
+    std::vector<Row> handed;
+    handed.reserve(rows.size());
+    for (const Victim& v : rows) handed.push_back(row_at(t, views_[part], v.number));
+    sink_(part, rows.data(), handed.data(), rows.size());
+  }
+  for (const Victim& v : rows) unlink(part, mix(v.id));
+  p.removed_at = generation_;
+  publish(part);
+}
+
+void Table::make_room(uint32_t part) {
+  if (parts_[part].count < share(part)) return;
+  make_room_for(part, 1, {});
+  if (cold_) cold_->compact(part);
+}
+
+// ---- the cold tier
+// ---------------------------------------------------------------------------------------------------
+
+void Table::open_cold(const std::string& folder, const std::string& name) {
+  cold_ = std::make_unique<ColdTier>(layout_, partition_bits_, arena_, folder, name);
+  set_sink([this](uint32_t part, const Victim* victims, const Row* rows, size_t n) {
+    cold_->append(part, victims, rows, n);
+  });
+}
+
+bool Table::is_cold(uint64_t id) const {
+  if (!cold_) return false;
+  std::vector<uint64_t> offsets;
+  cold_->locate(partition_of(id), id, &offsets);
+  if (offsets.empty()) return false;
+  std::vector<char> record(cold_->record_bytes());
+  uint32_t slot;
+  return cold_->read(partition_of(id), id, record.data(), &slot);
+}
+
+// Takes those that are cold out of `wanted`.
+std::vector<Table::Returning> Table::read_cold(uint32_t part, const uint64_t* ids,
+                                               std::vector<uint32_t>* wanted,
+                                               std::vector<char>* records) const {
+  std::vector<Returning> back;
+  if (!cold_ || cold_->rows(part) == 0) return back;
+  const size_t bytes = cold_->record_bytes();
+  constexpr size_t kAhead = 4;
+  size_t kept = 0;
+  for (size_t k = 0; k < wanted->size(); ++k) {
+    if (k + kAhead < wanted->size()) cold_->prefetch_index(part, ids[(*wanted)[k + kAhead]]);
+    const uint32_t i = (*wanted)[k];
+    if (records->size() < (back.size() + 1) * bytes) records->resize(2 * records->size() + bytes);
+    uint32_t slot;
+    if (cold_->read(part, ids[i], records->data() + back.size() * bytes, &slot))
+      back.push_back({i, slot});
+    else
+      (*wanted)[kept++] = i;
+  }
+  wanted->resize(kept);
+  return back;
+}
+
+void Table::enter_cold(uint32_t part, const uint64_t* ids, const std::vector<Returning>& rows,
+                       std::vector<char>& records, uint32_t* numbers) {
+  for (size_t k = 0; k < rows.size(); ++k) {
+    const uint64_t id = ids[rows[k].position];
+    bool inserted;
+    const Row row = find_or_insert(id, &inserted, &numbers[rows[k].position]);
+    if (!inserted) continue;  // one that the same pull names twice
+    const Row from = cold_->row_in(records.data() + k * cold_->record_bytes());
+    std::memcpy(row.values, from.values, layout_.value_bytes);
+    if (layout_.state_floats != 0) std::memcpy(row.state, from.state, layout_.state_bytes());
+    *row.version = *from.version;
+    cold_->forget(part, id, rows[k].slot, true);
+    entered_one(part);
+  }
+}
+
+void Table::bring_back(uint32_t part, const uint64_t* ids, const std::vector<uint32_t>& positions,
+                       uint32_t* numbers) {
+  std::vector<uint32_t> wanted = positions;
+  std::vector<char> records;
+  const std::vector<Returning> back = read_cold(part, ids, &wanted, &records);
+  make_room_for(part, back.size(), {});
+  enter_cold(part, ids, back, records, numbers);
+  cold_->compact(part);
+}
+
+BoundCounts Table::bound_counts() const {
+  BoundCounts sum;
+  for (const PartitionBound& b : bounds_) sum += b.counts;
+  return sum;
+}
+
+bool Table::awaits_admission(uint64_t id) const {
+  if (spec_.bound.sightings == 0) return false;
+  const Sketch& sketch = bounds_[partition_of(id)].sketch;
+  return sketch.bytes() == 0 || sketch.count(mix(id), partition_bits_) < spec_.bound.sightings;
+}
+
+void Table::export_marks(uint32_t part, const Row& row, uint8_t* out) const {
+  const uint8_t* mark = marks_of(row);
+  const uint32_t marks = exported_marks();
+  for (uint32_t k = 0; k < marks; ++k) out[k] = mark[size_t{k} * layout_.mark_stride];
+  if (marks != 0 && spec_.bound.eviction == Eviction::kRecency)
+    out[0] = static_cast<uint8_t>(recency_clock(part) - out[0]);
+}
+
+void Table::import_marks(uint32_t part, const Row& row, const uint8_t* marks) {
+  uint8_t* mark = marks_of(row);
+  const uint32_t n = exported_marks();
+  for (uint32_t k = 0; k < n; ++k) mark[size_t{k} * layout_.mark_stride] = marks[k];
+  if (n != 0 && spec_.bound.eviction == Eviction::kRecency)
+    *mark = static_cast<uint8_t>(recency_clock(part) - marks[0]);
+}
+
+namespace {
+// As docs/formats/rows.md has it: before the counters of the sketch.
+struct BoundState {
+  uint32_t version, partition, partitions, zero;
+  uint64_t made, step, tick, admitted, evicted, expired, refused, window, seen;
+};
+static_assert(sizeof(BoundState) == 88);
+}  // namespace
+
+std::string Table::export_bound(uint32_t part) const {
+  const PartitionBound& b = bounds_[part];
+  const BoundCounts& c = b.counts;
+  const BoundState state = {1,
+                            part,
+                            partitions(),
+                            0,
+                            cold_ ? c.admitted : b.made,  // not which rows were on disk
+                            b.step,
+                            b.tick,
+                            c.admitted,
+                            c.evicted,
+                            c.expired,
+                            c.refused,
+                            b.sketch.window(),
+                            b.sketch.seen()};
+  std::string out(reinterpret_cast<const char*>(&state), sizeof state);
+  return out.append(b.sketch.data() == nullptr ? "" : b.sketch.data(), b.sketch.bytes());
+}
+
+bool Table::import_bound(uint32_t part, const char* data, size_t bytes) {
+  BoundState state;
+  if (bytes < sizeof state) return false;
+  std::memcpy(&state, data, sizeof state);
+  if (state.version != 1 || state.partition != part || state.partitions != partitions()) return false;
+  PartitionBound& b = bounds_[part];
+  b.made = state.made, b.step = state.step, b.tick = state.tick;
+  b.counts = {state.admitted, state.evicted, state.expired, state.refused};
+  const uint64_t window = (spec_.bound.window + partitions() - 1) / partitions();
+  if (spec_.bound.sightings != 0 && state.window == window && state.seen <= window) {
+    Sketch sketch(window);
+    if (sketch.bytes() == bytes - sizeof state) {
+      sketch.assign(data + sizeof state, state.seen);
+      b.sketch = std::move(sketch);
+    }
+  }
+  return true;
+}
+
+void export_row(const TableSpec& spec, const Row& row, uint8_t* values, float* state) {
+  const uint32_t floats = state_floats(spec.optimizer, spec.dim);
+  std::memcpy(values, row.values, stored_bytes(spec.format, spec.dim));
+  if (floats != 0) std::memcpy(state, row.state, size_t{4} * floats);
+  if (exported_words(spec) != floats) state[floats] = std::bit_cast<float>(uint32_t{*row.version});
+}
+
+void import_row(const TableSpec& spec, const uint8_t* values, const float* state, const Row& row) {
+  const uint32_t floats = state_floats(spec.optimizer, spec.dim);
+  std::memcpy(row.values, values, stored_bytes(spec.format, spec.dim));
+  if (floats != 0) std::memcpy(row.state, state, size_t{4} * floats);
+  *row.version =
+      exported_words(spec) == floats ? 0 : static_cast<uint8_t>(std::bit_cast<uint32_t>(state[floats]));
 }
 
 }  // namespace satrap

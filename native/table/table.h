@@ -4,10 +4,14 @@
 #include <functional>
 #include <memory>
 #include <shared_mutex>
+#include <string>
 #include <vector>
 
 #include "base/arena.h"
+#include "table/bounds.h"
+#include "table/cold.h"
 #include "table/spec.h"
+#include "table/stash.h"
 #include "table/view.h"
 
 namespace satrap {
@@ -17,8 +21,8 @@ struct TableSize {
 };
 
 // Rows by 64-bit id. Not thread-safe by itself: hold `mutex()` shared to read, exclusive to change anything.
-// Row memory never moves while a block is full-size, but callers must not keep row pointers beyond their
-// lock. Every method that can run out of memory throws std::bad_alloc and leaves the table as it was.
+// Row memory never moves while a block is full-size, but callers must not keep a Row beyond their lock. Every
+// method that can run out of memory throws std::bad_alloc and leaves the table as it was.
 class Table {
  public:
   Table(const TableSpec& spec, int partition_bits, Arena* arena);
@@ -31,62 +35,157 @@ class Table {
 
   // The row of an id, made from the initializer if it is not there. Different partitions may be used from
   // different threads at once. `created`, if given, says which.
-  char* find_or_create(uint64_t id, uint32_t* number = nullptr);
-  // The same with the values and state of a new row left as they are, for the caller to fill.
-  char* find_or_insert(uint64_t id, bool* inserted, uint32_t* number = nullptr);
+  Row find_or_create(uint64_t id, uint32_t* number = nullptr);
+  // The same with the values and state of a new row left as they are, for the caller to fill; its version is
+  // 0.
+  Row find_or_insert(uint64_t id, bool* inserted, uint32_t* number = nullptr);
   // Makes the index large enough for this many rows in all. Rows that come in the order of the mixed id need
-  // it: they would fill a growing index from its one end, each probing past those before it.
-  // `wanted`: only the partitions for which it is true, the share of each as if all were there.
+  // it: they would crowd a growing index at its one end, and most of them lie in the stash until it has
+  // grown. `wanted`: only the partitions for which it is true, the share of each as if all were there.
   void reserve_rows(uint64_t rows, const std::vector<bool>* wanted = nullptr);
-  char* find(uint64_t id) const;
+  // In memory.
+  Row find(uint64_t id) const;
+  // Wherever it is; a cold row is read into `record`, and lives as long as that. Throws ColdError.
+  Row find_anywhere(uint64_t id, std::vector<char>* record) const;
   // Asks for the index of an id that will soon be looked for.
   void prefetch(uint64_t id) const;
   // True if the row was there.
   bool erase(uint64_t id);
   void clear();
 
-  // Row numbers found while this has one value lead to the same rows or to none: it changes when rows are
-  // removed, and with them the meaning of their numbers.
-  uint32_t generation() const { return generation_; }
+  // Rises before rows are removed, and with them the meaning of their numbers. A row number found at
+  // generation g leads to the same row as long as its partition's `removed_at` is not above g.
+  uint64_t generation() const { return generation_; }
+  void begin_removals() { ++generation_; }
+  // Rows erased so far, and times that all were.
+  uint64_t erasures() const { return erasures_; }
+  uint64_t removed_at(uint32_t partition) const { return parts_[partition].removed_at; }
+
+  // ---- bounded tables: see bounds.h. For each partition at once from one thread, different ones from
+  // different ones; call `begin_removals` once before.
+
+  bool bounded() const { return !bounds_.empty(); }
+  // Rows that a partition may hold.
+  uint64_t share(uint32_t partition) const;
+  // What a training pull means for a partition: `positions` are those of its ids, in the order asked, and
+  // `numbers[position]` is the row found, or kNoRow; there the number of a row made is entered, and kNoRow
+  // stays for an id that gets none. Rows of this pull are never removed for each other. `seconds`: the time.
+  void take(uint32_t partition, const uint64_t* ids, const uint32_t* positions, size_t n, uint32_t* numbers,
+            uint64_t seconds);
+  // The n rows that are to go first, coldest first, without the `spared` (row numbers); fewer where there are
+  // no more.
+  std::vector<Victim> victims(uint32_t partition, uint64_t n, const std::vector<uint32_t>& spared = {}) const;
+  // Hands rows to the sink, if there is one, and removes them.
+  void remove(uint32_t partition, const std::vector<Victim>& rows);
+  void set_sink(EvictionSink sink) { sink_ = std::move(sink); }
+  // Makes room for an import of a row that is not there yet, where its partition is full.
+  void make_room(uint32_t partition);
+  PartitionBound& bound(uint32_t partition) { return bounds_[partition]; }
+  const PartitionBound& bound(uint32_t partition) const { return bounds_[partition]; }
+  BoundCounts bound_counts() const;
+  // Whether an id without a row lacks it because it has not been seen often enough.
+  bool awaits_admission(uint64_t id) const;
+  // The marks of a row as files hold them: recency as an age.
+  void export_marks(uint32_t partition, const Row& row, uint8_t* out) const;
+  void import_marks(uint32_t partition, const Row& row, const uint8_t* marks);
+  // All else that a partition keeps. False where it is of another partition or another count of them, and is
+  // left.
+  std::string export_bound(uint32_t partition) const;
+  bool import_bound(uint32_t partition, const char* state, size_t bytes);
+
+  // ---- the cold tier: see cold.h. Rows beyond a partition's share of the memory lie there; those of one
+  // call stay in memory, also where they are more than the share.
+
+  // Makes of the capacity one of the memory. Before the first row, of a table that has a capacity and no time
+  // to live.
+  void open_cold(const std::string& folder, const std::string& name);
+  const ColdTier* cold() const { return cold_.get(); }
+  // Marks that are part of a row: which rows are in memory is not.
+  uint32_t exported_marks() const { return cold_ ? 0 : layout_.marks; }
+  bool is_cold(uint64_t id) const;
+  // True if there was a cold row.
+  bool erase_cold(uint64_t id) { return cold_->erase(partition_of(id), id); }
+  // Has those of these ids come back that are cold: `numbers[position]` becomes the number of the row, and
+  // the others are left. Throws ColdError.
+  void bring_back(uint32_t partition, const uint64_t* ids, const std::vector<uint32_t>& positions,
+                  uint32_t* numbers);
 
   uint32_t partitions() const { return static_cast<uint32_t>(parts_.size()); }
   uint32_t partition_of(uint64_t id) const;
-  uint64_t rows(uint32_t partition) const { return parts_[partition].count; }
+  // Cold ones included.
+  uint64_t rows(uint32_t partition) const {
+    return parts_[partition].count + (cold_ ? cold_->rows(partition) : 0);
+  }
   // Calls visit(id, row) for every row of a partition in ascending order of the mixed id: an order that does
   // not depend on history, and that concatenated over partitions is the same for any number of them.
-  void visit_ordered(uint32_t partition,
-                     const std::function<void(uint64_t id, const char* row)>& visit) const;
+  void visit_ordered(uint32_t partition, const std::function<void(uint64_t id, const Row& row)>& visit) const;
 
   TableSize size() const;
 
  private:
   struct Partition {
-    BlockList chunk_list, row_list;
+    BlockList chunk_list, value_list, side_list;
+    Stash stash;
     uint32_t chunks = 0;
     uint32_t next_row = 0;  // row numbers below this have been given out
     uint64_t count = 0;
+    uint64_t removed_at = 0;
     std::vector<uint32_t> free_rows;
-  };
-  struct Entry {
-    uint64_t h;
-    uint32_t row;
   };
 
   void publish(uint32_t partition);
-  void reserve(uint32_t partition, BlockList* list, size_t n);
-  void collect(uint32_t partition, std::vector<Entry>* out) const;
+  void reserve_row(uint32_t partition, uint32_t number);
+  // Calls visit(h, row number) for every row of a partition that is wanted, by its number and the lower half
+  // of h, nearly in the order of h.
+  template <typename Wanted, typename Visit>
+  void for_each_entry(uint32_t partition, Wanted&& wanted, Visit&& visit) const;
   void grow_index(uint32_t partition, uint32_t chunks);
-  void link(uint32_t partition, uint64_t h, uint32_t row);
+  // Takes a row out of the index; false where there is none. The caller sees to `removed_at` and `publish`.
+  bool unlink(uint32_t partition, uint64_t h);
+  uint32_t chunks_most(uint32_t partition) const;
+  uint64_t bytes_of(uint64_t rows) const;
+  uint64_t rows_within(uint64_t bytes) const;
+  uint8_t* marks_of(const Row& row) const {
+    return row.version + (layout_.mark_offset - layout_.version_offset);
+  }
+  uint8_t recency_clock(uint32_t partition) const;
+  void mark_new(uint32_t partition, const Row& row) const;
+  void mark_used(uint32_t partition, const Row& row) const;
+  void expire(uint32_t partition, uint64_t seconds, const std::vector<uint32_t>& used);
+  void entered_one(uint32_t partition);
+  // Rows of a call that are cold, and their records one behind the other.
+  struct Returning {
+    uint32_t position, slot;
+  };
+  std::vector<Returning> read_cold(uint32_t partition, const uint64_t* ids, std::vector<uint32_t>* wanted,
+                                   std::vector<char>* records) const;
+  void enter_cold(uint32_t partition, const uint64_t* ids, const std::vector<Returning>& rows,
+                  std::vector<char>& records, uint32_t* numbers);
+  // Has rows go until `entering` more find room. `spared`: row numbers that stay.
+  void make_room_for(uint32_t partition, uint64_t entering, const std::vector<uint32_t>& spared);
+  // Enters a row number under h.
+  void link(BlockList& chunk_list, uint32_t chunks, Stash& stash, uint64_t h, uint32_t number) const;
 
   TableSpec spec_;
   RowLayout layout_;
   int partition_bits_;
-  int row_shift_;
-  uint32_t generation_ = 0;
+  int value_shift_, side_shift_ = 0;
+  Arena* arena_;
+  uint64_t secret_;
+  uint64_t generation_ = 0, erasures_ = 0;
   std::vector<Partition> parts_;
   std::vector<PartitionView> views_;
   std::vector<float> adam_bias_;
+  std::vector<PartitionBound> bounds_;                 // empty: not bounded
+  uint64_t share_ = ~uint64_t{0}, shares_larger_ = 0;  // the first so many partitions hold one row more
+  EvictionSink sink_;
+  std::unique_ptr<ColdTier> cold_;
   mutable std::shared_mutex mutex_;
 };
+
+// A row as it is exported: its values as stored, and its state in words of 32 bits, the version behind it
+// where updates draw random bits from it. Without one, an imported row begins at version 0.
+void export_row(const TableSpec& spec, const Row& row, uint8_t* values, float* state);
+void import_row(const TableSpec& spec, const uint8_t* values, const float* state, const Row& row);
 
 }  // namespace satrap

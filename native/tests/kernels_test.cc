@@ -153,10 +153,11 @@ Counts push_with(const Kernels& k, const Table& t, const std::vector<uint64_t>& 
 // Values as stored, then the state: what a row is, without the padding between them.
 std::vector<char> contents(const Table& t, uint64_t id) {
   const RowLayout& l = t.layout();
-  const char* row = t.find(id);
+  const Row row = t.find(id);
   const size_t bytes = size_t{l.dim} * (t.spec().format == ValueFormat::kFp32 ? 4 : 2);
-  std::vector<char> out(row + RowLayout::kHeader, row + RowLayout::kHeader + bytes);
-  out.insert(out.end(), row + l.state_offset(), row + l.state_offset() + 4 * l.state_floats);
+  std::vector<char> out(row.values, row.values + bytes);
+  out.insert(out.end(), reinterpret_cast<const char*>(row.state),
+             reinterpret_cast<const char*>(row.state) + l.state_bytes());
   return out;
 }
 
@@ -222,14 +223,14 @@ TEST(an_element_does_not_depend_on_the_length_of_its_row) {
         for (uint32_t dim = kLongest; dim >= 1; dim = dim > 70 ? dim / 2 : dim - 1) {
           Arena arena;
           Table t(spec_of(dim, format, o.kind, o.momentum), 0, &arena);
-          char* row = t.find_or_create(5);
-          k->encode(format, start.data(), row + RowLayout::kHeader, dim);
-          float* state = state_of(t, row);
+          const Row row = t.find_or_create(5);
+          k->encode(format, start.data(), row.values, dim);
+          float* state = row.state;
           for (uint32_t half = 0; half < std::min(2u, t.layout().state_floats / dim); ++half)
             for (uint32_t j = 0; j < dim; ++j) state[half * dim + j] = moments[half * kLongest + j];
           for (int step = 0; step < 3; ++step) push_with(*k, t, {5}, g.data());
           std::vector<float> values(dim);
-          k->decode(format, row + RowLayout::kHeader, values.data(), dim);
+          k->decode(format, row.values, values.data(), dim);
           if (longest.empty()) longest = values;
           CHECK_BITS(values.data(), longest.data(), dim);
         }
@@ -249,13 +250,13 @@ TEST(row_wise_adagrad_has_one_divisor_for_every_element_of_a_row) {
         s.optimizer.eps = 0.0f;
         Arena arena;
         Table t(s, 0, &arena);
-        char* row = t.find_or_create(5);
+        const Row row = t.find_or_create(5);
         // Powers of two: the sum of squares and its mean are exact in any order, 0.25; so is the step, 0.5.
         const std::vector<float> g(dim, 0.5f);
         push_with(*k, t, {5}, g.data());
-        CHECK_EQUAL(state_of(t, row)[0], 0.25f);
+        CHECK_EQUAL(row.state[0], 0.25f);
         std::vector<float> values(dim);
-        k->decode(format, row + RowLayout::kHeader, values.data(), dim);
+        k->decode(format, row.values, values.data(), dim);
         for (float v : values) CHECK_EQUAL(v, -0.25f);
       }
 }
@@ -268,7 +269,7 @@ TEST(pull_finds_each_row_and_lists_the_missing_ones_in_order) {
       for (uint32_t dim : {1u, 8u, 13u, 64u}) {
         Arena arena;
         Table t(spec_of(dim, format), 1, &arena);
-        for (uint64_t id = 0; id < 300; id += 3) t.find_or_create(id)[0] = static_cast<char>(id);
+        for (uint64_t id = 0; id < 300; id += 3) *t.find_or_create(id).version = static_cast<uint8_t>(id);
         // Every length of batch around the pipeline's depth, and from a position that is not the first.
         for (size_t n = 0; n <= 90; ++n) {
           const size_t begin = n / 3;
@@ -290,7 +291,7 @@ TEST(pull_finds_each_row_and_lists_the_missing_ones_in_order) {
               CHECK_EQUAL(values[i * dim], -77.0f);
               continue;
             }
-            k->decode(format, t.find(ids[i]) + RowLayout::kHeader, want.data(), dim);
+            k->decode(format, t.find(ids[i]).values, want.data(), dim);
             CHECK_BITS(&values[i * dim], want.data(), dim);
             CHECK_EQUAL(versions[i], static_cast<uint8_t>(ids[i]));
           }
@@ -324,12 +325,12 @@ TEST(a_missing_row_or_a_nan_leaves_every_other_row_its_own_gradient) {
         CHECK_EQUAL(c.applied, 400u - 80u - 46u);
         std::vector<float> values(dim);
         for (uint64_t id = 0; id < 400; ++id) {
-          const char* row = t.find(id);
-          CHECK_EQUAL(row != nullptr, id % 5 != 0);
-          if (row == nullptr) continue;
-          k->decode(format, row + RowLayout::kHeader, values.data(), dim);
+          const Row row = t.find(id);
+          CHECK_EQUAL(bool{row}, id % 5 != 0);
+          if (!row) continue;
+          k->decode(format, row.values, values.data(), dim);
           for (float v : values) CHECK_EQUAL(v, id % 7 == 0 ? 0.0f : -static_cast<float>(id));
-          CHECK_EQUAL(static_cast<uint8_t>(row[0]), id % 7 == 0 ? 0 : 1);
+          CHECK_EQUAL(*row.version, id % 7 == 0 ? 0 : 1);
         }
       }
 }
@@ -343,8 +344,8 @@ TEST(a_version_wraps_after_255_and_leaves_the_id_as_it_was) {
   for (int i = 1; i <= 600; ++i) {
     push_with(kernels(), t, ids, g);
     for (uint64_t id : ids) {
-      CHECK(t.find(id) != nullptr);
-      if (t.find(id) != nullptr) CHECK_EQUAL(static_cast<uint8_t>(t.find(id)[0]), static_cast<uint8_t>(i));
+      CHECK(bool{t.find(id)});
+      if (bool{t.find(id)}) CHECK_EQUAL(*t.find(id).version, static_cast<uint8_t>(i));
     }
   }
   check_index(t);
@@ -360,8 +361,8 @@ TEST(any_step_count_is_safe_and_one_past_the_table_continues_the_formula) {
       s.initializer = {InitializerKind::kConstant, 0.5f, 0.0f};
       Arena arena;
       Table t(s, 0, &arena);
-      char* row = t.find_or_create(1);
-      state_of(t, row)[8] = count;
+      const Row row = t.find_or_create(1);
+      row.state[8] = count;
       const float g[4] = {0.1f, -0.2f, 0.3f, 0.4f};
       push_with(*k, t, {1}, g);
       if (count < 4094.0f || count > 5000.0f || std::isnan(count)) continue;
@@ -370,7 +371,7 @@ TEST(any_step_count_is_safe_and_one_past_the_table_continues_the_formula) {
         const double m = (1 - beta1) * g[j] / (1 - std::pow(beta1, steps));
         const double v = (1 - beta2) * g[j] * g[j] / (1 - std::pow(beta2, steps));
         const double want = 0.5 - s.optimizer.lr * m / (std::sqrt(v) + s.optimizer.eps);
-        CHECK(std::fabs(values_of(t, row)[j] - want) < 1e-6);
+        CHECK(std::fabs(values_of(row)[j] - want) < 1e-6);
       }
     }
   }

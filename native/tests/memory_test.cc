@@ -68,24 +68,24 @@ void grow_under_faults(uint32_t dim, OptimizerKind kind, uint64_t count) {
   for (uint64_t id = 0; id < count; ++id) {
     for (long after = 0; fails(after, [&] { t.find_or_create(id); }); ++after) {
       ++refused;
-      CHECK(t.find(id) == nullptr);
+      CHECK(!t.find(id));
       CHECK_EQUAL(t.size().rows, id);
       CHECK(after < 20);
       for (uint64_t k = id > 3 ? id - 3 : 0; k < id; ++k)
-        CHECK(t.find(k) != nullptr && values_of(t, t.find(k))[dim - 1] == static_cast<float>(k));
+        CHECK(bool{t.find(k)} && values_of(t.find(k))[dim - 1] == static_cast<float>(k));
     }
-    values_of(t, t.find(id))[dim - 1] = static_cast<float>(id);
+    values_of(t.find(id))[dim - 1] = static_cast<float>(id);
     if (id % 500 == 0) check_index(t);
   }
   CHECK(refused > 5);
   for (uint64_t id = 0; id < count; ++id)
-    CHECK(t.find(id) != nullptr && values_of(t, t.find(id))[dim - 1] == static_cast<float>(id));
+    CHECK(bool{t.find(id)} && values_of(t.find(id))[dim - 1] == static_cast<float>(id));
   // Erasing asks for memory too: to note the row number that is free.
   refused = 0;
   for (uint64_t id = 0; id < count; ++id)
     for (long after = 0; fails(after, [&] { t.erase(id); }); ++after) {
       ++refused;
-      CHECK(t.find(id) != nullptr);
+      CHECK(bool{t.find(id)});
       CHECK_EQUAL(t.size().rows, count - id);
     }
   CHECK(refused > 5);

@@ -32,13 +32,7 @@ inline TableSpec spec_of(uint32_t dim, ValueFormat format = ValueFormat::kFp32,
 // The id whose mixed form is h: with it a test says in which chunk, and under which tag, an id lies.
 inline uint64_t id_of(uint64_t h) { return unmix(h); }
 
-inline float* values_of(const Table&, char* row) {
-  return reinterpret_cast<float*>(row + RowLayout::kHeader);
-}
-
-inline float* state_of(const Table& t, char* row) {
-  return reinterpret_cast<float*>(row + t.layout().state_offset());
-}
+inline float* values_of(const Row& row) { return reinterpret_cast<float*>(row.values); }
 
 // Arrays of one table's part of a pull or push, and the item that names them.
 struct Buffers {
@@ -48,7 +42,7 @@ struct Buffers {
         values(ids.size() * spec.dim),
         gradients(ids.size() * spec.dim, gradient),
         versions(ids.size()),
-        hints(ids.size() + 1) {}
+        hints(ids.size() + kSealWords) {}
 
   PullItem pull() { return {table, ids.data(), ids.size(), values.data(), versions.data(), hints.data()}; }
   // As one that pulls nothing first: without versions and hints.
@@ -64,9 +58,9 @@ struct Buffers {
   std::vector<uint32_t> hints;
 };
 
-// What every index must satisfy after any history: each row is found where its tag and header say, no row
-// number serves twice, and a chunk's overflow is exactly the number of rows that passed it, unless it has
-// lost count (255).
+// What every index must satisfy after any history: each row is found where its entry says, under the id that
+// entry and place spell; no row number serves twice; and a chunk's overflow is exactly the number of rows
+// that passed it, unless it has lost count (255).
 inline void check_index(Table& t) {
   const TableView view = t.view();
   uint64_t rows = 0;
@@ -75,21 +69,33 @@ inline void check_index(Table& t) {
     std::vector<uint32_t> passed(p.chunks, 0);
     std::unordered_set<uint32_t> numbers;
     uint64_t found = 0;
+    auto check_row = [&](uint64_t h, uint32_t number, uint32_t offset) {
+      ++found;
+      CHECK(number < p.rows);
+      CHECK(numbers.insert(number).second);
+      CHECK_EQUAL(t.partition_of(unmix(h)), part);
+      CHECK(t.find(unmix(h)) == row_at(view, p, number));
+      const uint32_t home = home_chunk(h, view.partition_bits, p.chunks);
+      for (uint32_t k = 0; k < 16; ++k) {
+        const uint32_t at = probe_offset(h, k);
+        if (at == Chunk::kFree) continue;
+        if (at == offset) break;
+        ++passed[chunk_behind(home, at, p.chunks)];
+      }
+    };
     for (uint32_t c = 0; c < p.chunks; ++c) {
       const Chunk& chunk = *chunk_at(p, c);
-      CHECK(chunk.occupied < (1u << Chunk::kSlots));
       for (int slot = 0; slot < Chunk::kSlots; ++slot) {
-        if ((chunk.occupied >> slot & 1) == 0) continue;
-        ++found;
-        CHECK(numbers.insert(chunk.row[slot]).second);
-        const char* row = row_at(view, p, chunk.row[slot]);
-        const uint64_t h = (load_header(row) & ~uint64_t{0xFF}) | chunk.tag[slot];
-        CHECK_EQUAL(t.partition_of(unmix(h)), part);
-        CHECK(t.find(unmix(h)) == row);
-        for (uint32_t b = home_chunk(h, view.partition_bits, p.chunks); b != c; b = (b + 1) % p.chunks)
-          ++passed[b];
+        const uint32_t offset = chunk.place[slot] & 15u;
+        if (offset == Chunk::kFree) continue;
+        const auto home = static_cast<uint32_t>((c + uint64_t{p.chunks} * 15 - offset) % p.chunks);
+        const uint64_t h = mixed_id(chunk.entry[slot], home, part, view.partition_bits, p.chunks);
+        CHECK_EQUAL(home_chunk(h, view.partition_bits, p.chunks), home);
+        check_row(h, number_in(chunk, slot, p.number_bits), offset);
       }
     }
+    if (p.stash != nullptr)
+      for (const auto& [h, number] : p.stash->rows()) check_row(h, number, Chunk::kFree);
     for (uint32_t c = 0; c < p.chunks; ++c) {
       const Chunk& chunk = *chunk_at(p, c);
       if (chunk.overflow != 255) CHECK_EQUAL(uint32_t{chunk.overflow}, passed[c]);

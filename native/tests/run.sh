@@ -6,7 +6,7 @@
 #   thread     with the thread sanitizer
 #
 # Without arguments: plain and sanitize. Builds stay in $SATRAP_NATIVE_BUILD (build/native-tests), one folder a
-# variant, so a second run compiles only what has changed.
+# variant, so a second run compiles only what has changed. The Makefile builds the package in the folder of `plain`.
 set -euo pipefail
 here=$(cd "$(dirname "$0")/../.." && pwd)
 build=${SATRAP_NATIVE_BUILD:-$here/build/native-tests}
@@ -28,8 +28,7 @@ for variant in "${variants[@]}"; do
     *) echo "run.sh: no variant '$variant'; one of plain, sanitize, thread" >&2; exit 2 ;;
   esac
   folder=$build-$variant
-  cmake -S "$here" -B "$folder" ${generator[@]+"${generator[@]}"} -DSATRAP_NATIVE_TESTS=ON \
-    ${options[@]+"${options[@]}"} > /dev/null
+  cmake -S "$here" -B "$folder" ${generator[@]+"${generator[@]}"} ${options[@]+"${options[@]}"} > /dev/null
   cmake --build "$folder" --target satrap_native_tests > "$folder/build.log" || { cat "$folder/build.log" >&2; exit 1; }
   echo "native tests, $variant:"
   # A leak of the tests' own is a failure too; the thread sanitizer ends at the first race.

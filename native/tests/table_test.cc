@@ -11,20 +11,20 @@ using namespace satrap::test;
 namespace {
 
 // Creates the row of an id and writes what only this id would have.
-char* put(Table& t, uint64_t id) {
-  CHECK(t.find(id) == nullptr);
-  char* row = t.find_or_create(id);
+Row put(Table& t, uint64_t id) {
+  CHECK(!t.find(id));
+  const Row row = t.find_or_create(id);
   CHECK(row == t.find(id));
   for (uint32_t j = 0; j < t.layout().dim; ++j)
-    values_of(t, row)[j] = static_cast<float>(static_cast<uint32_t>(id * 31 + j) >> 9);
+    values_of(row)[j] = static_cast<float>(static_cast<uint32_t>(id * 31 + j) >> 9);
   return row;
 }
 
 bool holds(const Table& t, uint64_t id) {
-  char* row = t.find(id);
-  if (row == nullptr) return false;
+  const Row row = t.find(id);
+  if (!row) return false;
   for (uint32_t j = 0; j < t.layout().dim; ++j)
-    if (values_of(t, row)[j] != static_cast<float>(static_cast<uint32_t>(id * 31 + j) >> 9)) return false;
+    if (values_of(row)[j] != static_cast<float>(static_cast<uint32_t>(id * 31 + j) >> 9)) return false;
   return true;
 }
 
@@ -43,7 +43,7 @@ TEST(mix_is_a_bijection_and_its_values_are_pinned) {
   }
 }
 
-// Flaw 4: ids were merged (prefixes, a modulo). Here header and tag together are the whole id.
+// Flaw 4: ids were merged (prefixes, a modulo). Here an entry and its place together are the whole id.
 TEST(ids_that_differ_in_one_bit_of_their_mix_are_different_rows) {
   for (int bits : {0, 6, 16}) {
     Arena arena;
@@ -65,17 +65,17 @@ TEST(ids_zero_and_all_ones_and_their_neighbours_are_rows_like_others) {
   Arena arena;
   Table t(spec_of(1), 6, &arena);
   const uint64_t ids[] = {0, 1, ~uint64_t{0}, ~uint64_t{0} - 1, uint64_t{1} << 63, (uint64_t{1} << 63) - 1};
-  for (uint64_t id : ids) CHECK(t.find(id) == nullptr);
+  for (uint64_t id : ids) CHECK(!t.find(id));
   for (uint64_t id : ids) put(t, id);
   for (uint64_t id : ids) CHECK(holds(t, id));
   CHECK(t.erase(0));
-  CHECK(t.find(0) == nullptr);
+  CHECK(!t.find(0));
   CHECK(holds(t, ~uint64_t{0}));
   check_index(t);
 }
 
-// All rows have one home chunk: every chunk behind it overflows, its counter saturates at 255, and (with the
-// last chunk as home) the search wraps. Growth cannot spread them.
+// All rows have one home chunk: every chunk behind it overflows, its counter saturates at 255, (with the last
+// chunk as home) the search wraps, and most rows go to the stash. Growth cannot spread them.
 void crowd(uint64_t top, int bits, uint64_t count) {
   Arena arena;
   Table t(spec_of(1), bits, &arena);
@@ -83,7 +83,7 @@ void crowd(uint64_t top, int bits, uint64_t count) {
   for (uint64_t i = 0; i < count; ++i) ids.push_back(id_of(top | i));
   for (uint64_t id : ids) put(t, id);
   for (uint64_t id : ids) CHECK(holds(t, id));
-  for (uint64_t i = 0; i < count; ++i) CHECK(t.find(id_of(top | (i + count))) == nullptr);
+  for (uint64_t i = 0; i < count; ++i) CHECK(!t.find(id_of(top | (i + count))));
   check_index(t);
   std::mt19937_64 random(7);
   std::shuffle(ids.begin(), ids.end(), random);
@@ -96,7 +96,7 @@ void crowd(uint64_t top, int bits, uint64_t count) {
   for (uint64_t id : ids) CHECK(holds(t, id));
   check_index(t);
   for (uint64_t id : ids) CHECK(t.erase(id));
-  for (uint64_t id : ids) CHECK(t.find(id) == nullptr);
+  for (uint64_t id : ids) CHECK(!t.find(id));
   CHECK_EQUAL(t.size().rows, 0u);
   check_index(t);
 }
@@ -121,11 +121,44 @@ TEST(overflow_counts_return_to_zero_when_all_rows_are_erased) {
   const PartitionView& p = t.view().partitions[0];
   for (uint32_t c = 0; c < p.chunks; ++c) {
     CHECK_EQUAL(chunk_at(p, c)->overflow, 0);
-    CHECK_EQUAL(chunk_at(p, c)->occupied, 0);
+    for (uint8_t place : chunk_at(p, c)->place) CHECK_EQUAL(place, Chunk::kFree);
   }
 }
 
-// Ids of few home chunks and few tags, in a random history of creations, erasures and searches.
+// The id of an entry follows from where it lies. Homes at both ends of every partition, every number of
+// chunks.
+TEST(an_id_follows_from_its_entry_and_home_for_every_size_of_index) {
+  std::mt19937_64 random(3);
+  for (int bits : {0, 1, 6, 16})
+    for (uint32_t chunks :
+         {1u, 2u, 3u, 4u, 5u, 7u, 8u, 13u, 16u, 1000u, 1024u, 65535u, 65537u, 0x7FFFFFFFu, 0xFFFFFFFFu})
+      for (int i = 0; i < 400; ++i) {
+        uint64_t h = random();
+        if (i % 4 == 0) h |= ~uint64_t{0} >> bits;     // the partition's last id
+        if (i % 4 == 1) h &= ~(~uint64_t{0} >> bits);  // its first
+        const int number_bits = number_bits_of(chunks, bits);
+        const uint64_t number = random() & ~(~uint64_t{0} << number_bits);
+        const auto partition = static_cast<uint32_t>(bits == 0 ? 0 : h >> (64 - bits));
+        const uint32_t home = home_chunk(h, bits, chunks);
+        CHECK(home < chunks);
+        CHECK_EQUAL(mixed_id(h << number_bits | number, home, partition, bits, chunks), h);
+      }
+}
+
+// A partition of one chunk has no bits to spare for row numbers but those of `place`.
+TEST(the_smallest_indexes_hold_every_row_number) {
+  for (int bits : {0, 1, 2, 3, 16}) {
+    Arena arena;
+    Table t(spec_of(1), bits, &arena);
+    for (uint64_t i = 0; i < 200; ++i) {
+      put(t, id_of(i * 0x0123456789ABCDEull));
+      check_index(t);
+      for (uint64_t k = 0; k <= i; ++k) CHECK(holds(t, id_of(k * 0x0123456789ABCDEull)));
+    }
+  }
+}
+
+// Ids of few home chunks and few low bits, in a random history of creations, erasures and searches.
 void random_history(uint64_t seed, int bits, uint32_t operations) {
   Arena arena;
   Table t(spec_of(3), bits, &arena);
@@ -167,40 +200,60 @@ TEST(growth_of_one_partition_keeps_values_and_state_of_every_row) {
   Table t(spec_of(5, ValueFormat::kFp32, OptimizerKind::kAdam), 1, &arena);
   const uint64_t count = 60000;
   for (uint64_t id = 0; id < count; ++id) {
-    float* s = state_of(t, put(t, id));
+    float* s = put(t, id).state;
     for (uint32_t j = 0; j < t.layout().state_floats; ++j) s[j] = static_cast<float>(id % 4093 + j);
   }
   for (uint64_t id = 0; id < count; ++id) {
     CHECK(holds(t, id));
-    const float* s = state_of(t, t.find(id));
+    const float* s = t.find(id).state;
     for (uint32_t j = 0; j < t.layout().state_floats; ++j) CHECK(s[j] == static_cast<float>(id % 4093 + j));
   }
   check_index(t);
 }
 
-// Rows of the largest tables: one or two fit a block of rows.
-TEST(the_widest_rows_are_kept_apart) {
-  for (uint32_t dim : {1u, 3u, 4095u, 4096u})
+// Every way in which the parts of a row can lie: together or apart, several to a line, one or two to a block.
+TEST(the_parts_of_a_row_belong_to_it_alone) {
+  for (uint32_t dim : {1u, 3u, 8u, 16u, 24u, 32u, 64u, 4095u, 4096u})
     for (ValueFormat format : {ValueFormat::kFp32, ValueFormat::kFp16})
       for (OptimizerKind kind : kKinds) {
         Arena arena;
         Table t(spec_of(dim, format, kind), 0, &arena);
         const RowLayout& l = t.layout();
-        CHECK_EQUAL(l.state_offset() % 4, 0u);
-        CHECK_EQUAL(l.stride % 4, 0u);
-        for (uint64_t id = 0; id < 9; ++id) {
-          char* row = t.find_or_create(id);
-          std::memset(row + RowLayout::kHeader, static_cast<int>(id + 1), l.stride - RowLayout::kHeader);
+        CHECK_EQUAL(l.state_offset % 4, 0u);
+        CHECK_EQUAL(l.value_stride % 4, 0u);
+        constexpr uint64_t kRows = 150;  // more than share a record
+        for (uint64_t id = 0; id < kRows; ++id) {
+          const Row row = t.find_or_create(id);
+          std::memset(row.values, static_cast<int>(id + 1), l.value_bytes);
+          std::memset(row.state, static_cast<int>(id + 2), l.state_bytes());
+          *row.version = static_cast<uint8_t>(id + 3);
         }
-        for (uint64_t id = 0; id < 9; ++id) {
-          const char* row = t.find(id);
-          CHECK(row != nullptr);
-          bool same = true;
-          for (uint32_t b = RowLayout::kHeader; b < l.stride; ++b)
-            same &= row[b] == static_cast<char>(id + 1);
+        for (uint64_t id = 0; id < kRows; ++id) {
+          const Row row = t.find(id);
+          CHECK(bool{row});
+          const char* state = reinterpret_cast<const char*>(row.state);
+          bool same = *row.version == static_cast<uint8_t>(id + 3);
+          for (uint32_t b = 0; b < l.value_bytes; ++b) same &= row.values[b] == static_cast<char>(id + 1);
+          for (uint32_t b = 0; b < l.state_bytes(); ++b) same &= state[b] == static_cast<char>(id + 2);
           CHECK(same);
         }
       }
+}
+
+// A lookup reads these lines and no other; a state or version that straddles two costs one more at every
+// step.
+TEST(values_of_whole_cache_lines_are_aligned_to_them_and_small_states_straddle_none) {
+  for (uint32_t dim : {16u, 32u, 64u, 128u})
+    for (OptimizerKind kind : {OptimizerKind::kSgd, OptimizerKind::kRowWiseAdagrad}) {
+      Arena arena;
+      Table t(spec_of(dim, ValueFormat::kFp32, kind), 2, &arena);
+      for (uint64_t id = 0; id < 3000; ++id) {
+        const Row row = t.find_or_create(id);
+        CHECK_EQUAL(reinterpret_cast<uintptr_t>(row.values) % 64, 0u);
+        CHECK_EQUAL(reinterpret_cast<uintptr_t>(row.state) / 64,
+                    reinterpret_cast<uintptr_t>(row.version) / 64);
+      }
+    }
 }
 
 TEST(erased_rows_are_used_again_before_new_memory_is_taken) {
@@ -232,7 +285,7 @@ TEST(rows_are_visited_in_one_order_for_any_number_of_partitions) {
     std::shuffle(ids.begin(), ids.end(), shuffle);
     for (uint64_t id : ids) put(t, id);
     for (uint32_t p = 0; p < t.partitions(); ++p)
-      t.visit_ordered(p, [&](uint64_t id, const char* row) {
+      t.visit_ordered(p, [&](uint64_t id, const Row& row) {
         CHECK(row == t.find(id));
         orders[k].push_back(id);
       });
@@ -253,7 +306,7 @@ TEST(a_cleared_table_is_empty_and_takes_rows_again) {
     t.clear();
     CHECK_EQUAL(t.size().rows, 0u);
     CHECK_EQUAL(t.size().overhead_bytes, 0u);
-    for (uint64_t id = 0; id < 20000; id += 97) CHECK(t.find(id) == nullptr && !t.erase(id));
+    for (uint64_t id = 0; id < 20000; id += 97) CHECK(!t.find(id) && !t.erase(id));
   }
 }
 

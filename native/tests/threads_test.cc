@@ -64,9 +64,9 @@ TableSpec ledger_spec(uint32_t dim) {
 float total(Table& t) {
   float sum = 0.0f;
   for (uint32_t p = 0; p < t.partitions(); ++p)
-    t.visit_ordered(p, [&](uint64_t, const char* row) {
+    t.visit_ordered(p, [&](uint64_t, const Row& row) {
       float v;
-      std::memcpy(&v, row + RowLayout::kHeader, 4);
+      std::memcpy(&v, row.values, 4);
       sum += v;
     });
   return sum;
@@ -125,9 +125,9 @@ TEST(pushes_from_several_threads_are_all_applied_beside_pulls_exports_and_erasur
       std::shared_lock lock(t.mutex());
       float first = 0.0f;
       for (uint32_t p = 0; p < t.partitions(); ++p)
-        t.visit_ordered(p, [&](uint64_t, const char* row) {
+        t.visit_ordered(p, [&](uint64_t, const Row& row) {
           float v;
-          std::memcpy(&v, row + RowLayout::kHeader, 4);
+          std::memcpy(&v, row.values, 4);
           if (first == 0.0f) first = v;
           if (v != first) ++torn;
         });
@@ -172,10 +172,12 @@ TEST(a_store_holds_the_same_bits_for_any_number_of_threads) {
     }
     Table& t = store.table(0);
     for (uint32_t p = 0; p < t.partitions(); ++p)
-      t.visit_ordered(p, [&](uint64_t, const char* row) {
+      t.visit_ordered(p, [&](uint64_t, const Row& row) {
         const RowLayout& l = t.layout();
-        bytes.insert(bytes.end(), row, row + RowLayout::kHeader + 2 * l.dim);
-        bytes.insert(bytes.end(), row + l.state_offset(), row + l.state_offset() + 4 * l.state_floats);
+        const char* state = reinterpret_cast<const char*>(row.state);
+        bytes.push_back(static_cast<char>(*row.version));
+        bytes.insert(bytes.end(), row.values, row.values + 2 * l.dim);
+        bytes.insert(bytes.end(), state, state + l.state_bytes());
       });
     all.push_back(bytes);
   }

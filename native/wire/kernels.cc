@@ -4,7 +4,7 @@
 #include <cstring>
 
 #include "base/half.h"
-#include "wire/lanes.h"
+#include "base/lanes.h"
 #include "wire/rows.h"
 
 namespace satrap {
@@ -27,21 +27,19 @@ float largest(const float* values, size_t n) {
 
 // ---- one row
 
-// Magnitudes from `too_large` on would round to infinity: `bad` is not 0 behind a finite one. Infinities and
-// NaNs stay what they are.
-inline void encode_halves(const float* in, char* out, size_t n, float inverse, int32_t too_large,
-                          Words& bad) {
+// Infinities and NaNs stay what they are. `most`: the largest finite magnitude so far.
+inline void encode_halves(const float* in, char* out, size_t n, float inverse, Words& most) {
   size_t j = 0;
   for (; j < whole(n); j += kLanes) {
     const Floats x = load(in + j);
     const Words a = magnitudes(x);
-    bad |= (a >= too_large) & (a < kInfinity) & 1;
+    most = larger(most, a < kInfinity ? a : Words{});
     const Floats scaled = x * inverse;
     encode_half(reinterpret_cast<const float*>(&scaled), out + 2 * j, kLanes);
   }
   for (; j < n; ++j) {
     const int32_t a = magnitude(in[j]);
-    bad[0] |= static_cast<int32_t>(a >= too_large && a < kInfinity);
+    if (a < kInfinity && a > most[0]) most[0] = a;
     const float scaled = in[j] * inverse;
     encode_half(&scaled, out + 2 * j, 1);
   }
@@ -96,13 +94,13 @@ inline void decode_bytes(const char* in, float* out, size_t n, float scale) {
 // ---- all rows of a section; kDim is the dim where it is one of the usual ones, else 0
 
 template <uint32_t kDim>
-bool encode_rows(WireFormat format, const float* values, const uint32_t* order, size_t rows, uint32_t any_dim,
-                 float scale, char* out) {
+float encode_rows(WireFormat format, const float* values, const uint32_t* order, size_t rows,
+                  uint32_t any_dim, float scale, char* out) {
   const uint32_t dim = kDim ? kDim : any_dim;
   auto row = [&](size_t i) { return values + (order == nullptr ? i : order[i]) * size_t{dim}; };
   const size_t end = section_bytes(format, rows, dim);
   size_t written = 0;
-  bool fits = true;
+  Words most = {};
   switch (format) {
     case WireFormat::kFp32:
       if (order == nullptr) {
@@ -114,15 +112,10 @@ bool encode_rows(WireFormat format, const float* values, const uint32_t* order, 
       break;
     case WireFormat::kFp16: {
       const float inverse = 1.0f / scale;
-      // The smallest magnitude that rounds to infinity.
-      const int32_t too_large = magnitude(65520.0f * scale);
-      Words bad = {};
       if (order == nullptr)
-        encode_halves(values, out, rows * dim, inverse, too_large, bad);
+        encode_halves(values, out, rows * dim, inverse, most);
       else
-        for (size_t i = 0; i < rows; ++i)
-          encode_halves(row(i), out + 2 * i * dim, dim, inverse, too_large, bad);
-      fits = largest_of(bad) == 0;
+        for (size_t i = 0; i < rows; ++i) encode_halves(row(i), out + 2 * i * dim, dim, inverse, most);
       written = 2 * rows * dim;
       break;
     }
@@ -137,7 +130,7 @@ bool encode_rows(WireFormat format, const float* values, const uint32_t* order, 
     }
   }
   for (; written < end; ++written) out[written] = 0;
-  return fits;
+  return std::bit_cast<float>(largest_of(most));
 }
 
 template <uint32_t kDim>
@@ -171,8 +164,8 @@ void decode_rows(WireFormat format, const char* in, size_t rows, uint32_t any_di
   }
 }
 
-bool encode(WireFormat format, const float* values, const uint32_t* order, size_t rows, uint32_t dim,
-            float scale, char* out) {
+float encode(WireFormat format, const float* values, const uint32_t* order, size_t rows, uint32_t dim,
+             float scale, char* out) {
   switch (dim) {
     case 8:
       return encode_rows<8>(format, values, order, rows, dim, scale, out);

@@ -20,10 +20,10 @@ struct WireKernels {
   // The largest magnitude among finite values; 0 where there is none.
   float (*largest)(const float* values, size_t n);
   // Row i of the message is row order[i] of `values` [*, D], or row i where `order` is null. kFp16 divides by
-  // `scale`, a power of two; the other formats take none. False: a finite value is too large for a half at
-  // this scale, and `out` holds nothing of use.
-  bool (*encode)(WireFormat, const float* values, const uint32_t* order, size_t rows, uint32_t dim,
-                 float scale, char* out);
+  // `scale`, a power of two; the other formats take none. Returns, for kFp16, the largest magnitude among
+  // finite values: from 65520 times `scale` on, `out` holds nothing of use.
+  float (*encode)(WireFormat, const float* values, const uint32_t* order, size_t rows, uint32_t dim,
+                  float scale, char* out);
   // The inverse: row i of the message becomes row positions[i] of `out` [*, D], or row i.
   void (*decode)(WireFormat, const char* in, size_t rows, uint32_t dim, float scale,
                  const uint32_t* positions, float* out);

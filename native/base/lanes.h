@@ -45,15 +45,19 @@ inline int32_t magnitude(float x) { return std::bit_cast<int32_t>(x) & kMagnitud
 
 inline Words larger(Words a, Words b) { return a > b ? a : b; }
 
+// By halves: each step leaves the largest of twice as many elements in the first ones.
 inline int32_t largest_of(Words w) {
 #if defined(__AVX512F__)
   w = larger(w, __builtin_shufflevector(w, w, 8, 9, 10, 11, 12, 13, 14, 15, 0, 1, 2, 3, 4, 5, 6, 7));
   w = larger(w, __builtin_shufflevector(w, w, 4, 5, 6, 7, 0, 1, 2, 3, 12, 13, 14, 15, 8, 9, 10, 11));
+  w = larger(w, __builtin_shufflevector(w, w, 2, 3, 0, 1, 6, 7, 4, 5, 10, 11, 8, 9, 14, 15, 12, 13));
+#elif defined(__AVX2__)
+  w = larger(w, __builtin_shufflevector(w, w, 4, 5, 6, 7, 0, 1, 2, 3));
+  w = larger(w, __builtin_shufflevector(w, w, 2, 3, 0, 1, 6, 7, 4, 5));
+#else
+  w = larger(w, __builtin_shufflevector(w, w, 2, 3, 0, 1));
 #endif
-  constexpr size_t kLeft = kLanes == 16 ? 4 : kLanes;
-  int32_t most = w[0];
-  for (size_t k = 1; k < kLeft; ++k) most = w[k] > most ? w[k] : most;
-  return most;
+  return w[0] > w[1] ? w[0] : w[1];
 }
 
 // Integers of -128 to 127 as bytes.
@@ -66,6 +70,21 @@ inline void store_bytes(char* to, Words w) {
   _mm_storel_epi64(reinterpret_cast<__m128i*>(to), _mm_packs_epi16(shorts, shorts));
 #else
   for (size_t k = 0; k < kLanes; ++k) to[k] = static_cast<char>(w[k]);
+#endif
+}
+
+// Bytes from 0 to 255 as integers.
+inline Words load_words(const char* from) {
+#if defined(__AVX512F__)
+  const __m128i bytes = _mm_loadu_si128(reinterpret_cast<const __m128i*>(from));
+  return reinterpret_cast<Words>(_mm512_maskz_cvtepu8_epi32(0xFFFF, bytes));
+#elif defined(__AVX2__)
+  const __m128i bytes = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(from));
+  return reinterpret_cast<Words>(_mm256_cvtepu8_epi32(bytes));
+#else
+  Words w;
+  for (size_t k = 0; k < kLanes; ++k) w[k] = static_cast<uint8_t>(from[k]);
+  return w;
 #endif
 }
 
