@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from satrap.errors import StoreError
 from satrap.ps import Placement
 from satrap.schema import SGD, Table, WireFormat
-from satrap.store import Store, _native, decode_rows, encode_rows, fp16_scale, gather, route, scatter
+from satrap.store import Store, _native, decode_rows, encode_fitted, encode_rows, fp16_scale, gather, route, scatter
 
 FP32, FP16, INT8 = WireFormat.FP32, WireFormat.FP16, WireFormat.INT8
 FINITE = st.floats(width=32, allow_nan=False, allow_infinity=False)
@@ -75,6 +75,23 @@ def test_rows_become_the_bytes_of_their_format_and_come_back(case: Any, form: Wi
     decode_rows(odd, *out.shape, form, scale, wide, positions)
     np.testing.assert_array_equal(wide[positions], back)
     assert (np.delete(wide, positions, axis=0) == 7).all()
+
+
+@settings(deadline=None, max_examples=200)
+@given(
+    case=rows_and_order(),
+    form=st.sampled_from(WireFormat),
+    least=st.sampled_from([1.0, 2.0**-126]),
+    guess=st.integers(-126, 113),
+)
+def test_a_guess_of_the_scale_changes_nothing(case: Any, form: WireFormat, least: float, guess: int) -> None:
+    # Bug: a guess that is too large loses bits without a word, one that is too small makes infinities.
+    rows = case[0]
+    out = np.empty(form.section_bytes(*rows.shape), np.uint8)
+    scale = encode_fitted(rows, form, out, least=least, guess=2.0**guess)
+    wanted = fp16_scale(rows, least=least) if form is FP16 else 1.0
+    assert scale == wanted
+    assert out.tobytes() == encode_rows(rows, form, wanted).tobytes()
 
 
 def assert_same_bytes(data: NDArray[np.uint8], raw: bytes, form: WireFormat) -> None:

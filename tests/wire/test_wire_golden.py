@@ -15,17 +15,20 @@ PAGE = Path(__file__).parents[2] / "docs" / "formats" / "wire.md"
 
 
 def pinned() -> dict[str, list[bytes]]:
-    """Name → frames: a name, and below it a line for each frame."""
+    """Name → frames: a name, and below it a line for each frame, `-` for an empty one."""
     out: dict[str, list[bytes]] = {}
     for block in GOLDEN.read_text().strip().split("\n\n"):
         name, *frames = block.splitlines()
-        out[name] = [bytes.fromhex(f) for f in frames]
+        out[name] = [bytes.fromhex(f.strip("-")) for f in frames]
     return out
 
 
 def as_text() -> str:
     """What `golden.txt` holds. Written anew only together with a new protocol version."""
-    return "\n\n".join("\n".join([name, *(f.hex(" ", -8) for f in frames_of(m))]) for name, m in EACH.items()) + "\n"
+    return (
+        "\n\n".join("\n".join([name, *(f.hex(" ", -8) or "-" for f in frames_of(m))]) for name, m in EACH.items())
+        + "\n"
+    )
 
 
 @pytest.mark.parametrize("name", EACH)

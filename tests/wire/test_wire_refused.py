@@ -64,7 +64,7 @@ def of(name: str) -> list[bytes]:
         (put(of("done"), "I", 0, 0), "begins with 00000000, a satrap message with 53545250"),
         (put(of("done"), "B", 4, 2), "version 2, this satrap speaks version 1"),
         (put(of("done"), "B", 5, 0), "unknown kind 0"),
-        (put(of("done"), "B", 5, 64), "unknown kind 64"),
+        (put(of("done"), "B", 5, 69), "unknown kind 69"),
         (put(of("done"), "H", 6, 4), "DONE: unknown flags 0x4"),
         (put(of("pull"), "H", 6, 5), "PULL: unknown flags 0x4"),
         (put(of("done"), "I", 36, 1), "bytes 36 to 39 of the header must be zero"),
@@ -112,6 +112,32 @@ def test_a_directory_that_does_not_describe_the_frames(change: Callable[..., lis
     refused(change(of("rows_reply")), message)
 
 
+# A lookup of three features: its body begins at 88 (session, turn, seen, samples, zero, a mark a feature).
+@pytest.mark.parametrize(
+    ("frames", "message"),
+    [
+        (put(of("lookup"), "H", 42, 2), "LOOKUP: feature 0 must have dim 1 and format fp32"),
+        (put(of("lookup"), "Q", 104, 6), "LOOKUP: turn 6 with the answers of turns up to 6 seen"),
+        (put(of("lookup"), "I", 112, 2**24 + 1), "samples 16777217, the limit is 16777216"),
+        (put(of("lookup"), "I", 112, 3), "feature 0 has no lists and 2 ids for 3 samples"),
+        (put(of("lookup"), "I", 116, 1), "LOOKUP: a field without a meaning must be zero"),
+        (put(of("lookup"), "B", 120, 4), "a feature has unknown marks, of 0x4"),
+        (put(of("lookup"), "I", 0, 2, frame=2), "the lists of feature 1 have 2 ids, it has 3"),
+        (put(of("lookup"), "I", 0, 2**32 - 1, frame=2), "the lists of feature 1 have 4294967295 ids, it has 3"),
+        ([*of("lookup")[:2], of("lookup")[2][:-4], of("lookup")[3]], "12 bytes of lengths, its first frame speaks of"),
+        ([*of("lookup")[:3], of("lookup")[3][:-4]], "8 bytes of weights, its first frame speaks of 12"),
+        (put(of("push_pooled"), "Q", 112, 6), "gradients of lookup 6 in turn 6; a lookup comes before them"),
+        (put(of("push_pooled"), "Q", 112, 0), "gradients of lookup 0 in turn 6"),
+        (put(of("push_pooled"), "I", 132, 1), "PUSH_POOLED: a field without a meaning must be zero"),
+        (put(of("join"), "H", 90, 1), "JOIN: a field without a meaning must be zero"),
+        (put(of("pooled_ack"), "I", 64, 4), "POOLED_ACK: 4 reasons and 3 bins"),
+    ],
+)
+def test_a_message_of_embedding_workers_that_contradicts_itself(frames: list[bytes], message: str) -> None:
+    # A list that is longer than its ids would make the ticket read behind them.
+    refused(frames, message)
+
+
 @pytest.mark.parametrize(
     ("frames", "message"),
     [
@@ -128,9 +154,9 @@ def test_a_directory_that_does_not_describe_the_frames(change: Callable[..., lis
         (put(of("failure"), "Q", 40, 0), "FAILURE: unknown code 0"),
         (put(of("stats_reply"), "Q", 40, 2**64 - 1), "18446744073709551615 tables, the limit is 4096"),
         (put(of("stats_reply"), "Q", 40, 3), "STATS_REPLY: 96 bytes expected at offset 48, the body has 64 left"),
-        (put(of("ack_reply"), "I", 48, 3), "3 reasons and 3 bins, there are 2 and 257"),
-        (put(of("ack_reply"), "I", 52, 258), "1 reasons and 258 bins, there are 2 and 257"),
-        (put(of("ack_reply"), "I", 56, 2), "tally 2 of 1 after tally -1; there are 2"),
+        (put(of("ack_reply"), "I", 48, 4), "4 reasons and 3 bins, there are 3 and 257"),
+        (put(of("ack_reply"), "I", 52, 258), "1 reasons and 258 bins, there are 3 and 257"),
+        (put(of("ack_reply"), "I", 56, 3), "tally 3 of 1 after tally -1; there are 3"),
         (put(of("ack_reply"), "Q", 64, 0), "tally 1 of 0 after tally -1"),
         (put(of("ack_reply"), "Q", 80, 2**63), "tally 0 of 9223372036854775808"),
         (put(of("ack_reply"), "I", 88, 0), "tally 0 of 1 after tally 0"),
@@ -141,8 +167,11 @@ def test_a_directory_that_does_not_describe_the_frames(change: Callable[..., lis
         (put(of("reserve_rows"), "I", 52, 3), "6 bytes expected at offset 56, the body has 4 left"),
         (put(of("block_reply"), "Q", 64, 5), "BLOCK_REPLY: rows 4 to 6 of 5"),
         (put(of("block_reply"), "I", 72, 16385), "words of state a row 16385, the limit is 16384"),
-        (put(of("block_reply"), "B", 44, 2), "rows are stored as fp32 or fp16, unscaled; got int8 at 1.0"),
-        (put(of("block_reply"), "f", 52, 0.5), "rows are stored as fp32 or fp16, unscaled; got fp16 at 0.5"),
+        (put(of("block_reply"), "B", 44, 2), "no rows are stored as int8 with code 0 and scale 1.0"),
+        (put(of("block_reply"), "f", 52, 0.5), "no rows are stored as fp16 with code 0 and scale 0.5"),
+        (put(of("block_reply_bf16"), "I", 76, 2), "no rows are stored as fp16 with code 2 and scale 1.0"),
+        (put(of("block_reply_int8"), "I", 76, 3), "no rows are stored as int8 with code 3 and scale 1.0"),
+        (put(of("block_reply_int8"), "H", 42, 2), "10 bytes of values, the directory speaks of 12"),
         (put(of("import_rows"), "Q", 56, 1), "IMPORT_ROWS: a field without a meaning must be zero"),
         (put(of("erase"), "H", 42, 2), "ERASE: its table has dim 1 and format fp32"),
     ],
@@ -219,7 +248,7 @@ IDS, VALUES, VERSIONS = np.zeros(2, U64), np.zeros(24, np.uint8), np.zeros(2, np
         ),
         (
             ImportRows(table=0, ids=IDS, values=np.zeros((2, 3)), state=np.zeros((2, 0), np.float32)),  # type: ignore[arg-type]
-            r"values must be \[R, D\] of float32 or float16",
+            r"values must be \[R, D\] of float32, float16 or uint16, or",
         ),
         (
             BlockReply(

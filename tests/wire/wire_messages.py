@@ -14,25 +14,40 @@ from satrap.schema import WireFormat
 from satrap.wire import (
     REASONS,
     STALENESS_BINS,
+    Accept,
     AckReply,
     BlockReply,
     Clear,
     Clients,
     ClientsReply,
     Code,
+    Cut,
+    CutDone,
     Done,
     Erase,
     ExportRows,
     Failure,
+    Forget,
     Gap,
     Held,
     Hello,
     ImportRows,
+    Join,
+    Lookup,
     Message,
     Metrics,
     MetricsReply,
+    Moved,
+    Owned,
+    OwnedReply,
+    Place,
+    PooledAck,
+    PooledReply,
     Pull,
     Push,
+    PushPooled,
+    ReadRows,
+    Release,
     ReserveRows,
     RowsReply,
     Section,
@@ -43,6 +58,8 @@ from satrap.wire import (
     Tables,
     TableSize,
     TablesReply,
+    Touched,
+    Track,
     Welcome,
     values_bytes,
 )
@@ -108,12 +125,15 @@ def pushes(draw: st.DrawFn) -> Push:
 @st.composite
 def blocks(draw: st.DrawFn) -> dict[str, Any]:
     rows, dim, width = draw(st.integers(0, 5)), draw(st.integers(1, 9)), draw(st.integers(0, 9))
-    form = draw(st.sampled_from(["f4", "f2"]))
+    form, head = draw(st.sampled_from([("f4", 0), ("f2", 0), ("u2", 0), ("u1", 4)]))
+    marks = draw(st.integers(0, 2))
     return {
         **draw(st.fixed_dictionaries({**CARRIED, "table": U16})),
         "ids": draw(bytes_of(rows, "u8")),
-        "values": draw(bytes_of(rows * dim, form)).reshape(rows, dim),
+        "values": draw(bytes_of(rows * (head + dim), form)).reshape(rows, head + dim),
         "state": draw(bytes_of(rows * width, "f4")).reshape(rows, width),
+        "marks": draw(bytes_of(rows * marks, "u1")).reshape(rows, marks) if marks else None,
+        "bound": draw(st.none() | bytes_of(draw(st.integers(1, 40)), "u1")),
     }
 
 
@@ -134,8 +154,82 @@ def acks(draw: st.DrawFn) -> AckReply:
     return AckReply(**carried, refused=refused, staleness=staleness)
 
 
+@st.composite
+def pooled_acks(draw: st.DrawFn) -> PooledAck:
+    ack = draw(acks())
+    told = {
+        f: getattr(ack, f) for f in ("request", "placement", "life", "applied", "refused", "duplicate", "staleness")
+    }
+    return PooledAck(**told, sent=draw(U64), repeated=draw(U64))
+
+
+@st.composite
+def turns(draw: st.DrawFn) -> dict[str, Any]:
+    turn = draw(st.integers(1, 2**64 - 1))
+    seen = draw(st.integers(0, turn - 1))
+    return {**draw(st.fixed_dictionaries({**CARRIED, "session": U64})), "turn": turn, "seen": seen}
+
+
+@st.composite
+def lookups(draw: st.DrawFn) -> Lookup:
+    samples = draw(st.integers(0, 4))
+    made, listed, weighted, lengths = [], [], [], []
+    for feature in sorted(draw(st.sets(U16, max_size=4))):
+        listed.append(draw(BOOL))
+        weighted.append(draw(BOOL))
+        of_each = draw(st.lists(st.integers(0, 3), min_size=samples, max_size=samples)) if listed[-1] else []
+        lengths += of_each
+        made.append(Section(feature, sum(of_each) if listed[-1] else samples, 1))
+    weights = sum(s.rows for s, w in zip(made, weighted, strict=True) if w)
+    return Lookup(
+        **draw(turns()),
+        sections=tuple(made),
+        samples=samples,
+        listed=tuple(listed),
+        weighted=tuple(weighted),
+        ids=draw(bytes_of(wire.rows_of(made), "u8")),
+        lengths=np.array(lengths, np.uint32),
+        weights=draw(bytes_of(weights, "f4")),
+        create=draw(BOOL),
+    )
+
+
+@st.composite
+def pooled_pushes(draw: st.DrawFn) -> PushPooled:
+    carried = draw(turns())
+    lookup = draw(st.integers(0, carried["turn"] - 1))
+    s = draw(sections()) if lookup else ()
+    return PushPooled(
+        **carried,
+        **draw(st.fixed_dictionaries({"epoch": U64, "seq": U64, "merge": U32, "lr_factor": st.floats()})),
+        lookup=lookup,
+        sections=s,
+        gradients=draw(bytes_of(values_bytes(s), "u1")),
+    )
+
+
+@st.composite
+def pooled_replies(draw: st.DrawFn) -> PooledReply:
+    s = draw(sections())
+    values = draw(bytes_of(values_bytes(s), "u1"))
+    return PooledReply(**draw(st.fixed_dictionaries(CARRIED)), sections=s, values=values)
+
+
+@st.composite
+def touched(draw: st.DrawFn) -> Touched:
+    made = tuple(Section(t, draw(st.integers(0, 5)), 1) for t in sorted(draw(st.sets(U16, max_size=4))))
+    told = draw(st.fixed_dictionaries({**CARRIED, "continues": BOOL, "clients": CLIENTS}))
+    return Touched(**told, sections=made, ids=draw(bytes_of(wire.rows_of(made), "u8")))
+
+
 TEXT = st.text(max_size=40)
-SIZES = st.lists(st.builds(TableSize, U64, U64, U64, U64), max_size=3).map(tuple)
+MAP: dict[str, Any] = {
+    "number": U32,
+    "addresses": st.lists(TEXT, max_size=3).map(tuple),
+    "owners": st.lists(U16, max_size=4).map(tuple),
+}
+MOVES = st.lists(st.tuples(U32, U32), max_size=3).map(tuple)
+SIZES = st.lists(st.builds(TableSize, *[U64] * 8), max_size=3).map(tuple)
 
 
 def any_of(cls: type[Message]) -> st.SearchStrategy[Any]:
@@ -166,7 +260,7 @@ ANY: dict[type[Message], st.SearchStrategy[Any]] = {
     TablesReply: _built(TablesReply, text=TEXT),
     Stats: _built(Stats),
     StatsReply: _built(StatsReply, sizes=SIZES),
-    ExportRows: _built(ExportRows, table=U32, partition=U32, first_row=U64, rows_max=U64),
+    ExportRows: _built(ExportRows, table=U32, partition=U32, first_row=U64, rows_max=U64, cut=U64),
     BlockReply: block_replies(),
     ReserveRows: _built(ReserveRows, table=U32, rows=U64, partitions=st.lists(U16, max_size=4).map(tuple)),
     ImportRows: blocks().map(lambda b: ImportRows(**b)),
@@ -175,9 +269,28 @@ ANY: dict[type[Message], st.SearchStrategy[Any]] = {
     Clients: _built(Clients),
     ClientsReply: _built(ClientsReply, clients=CLIENTS),
     SetClients: _built(SetClients, clients=CLIENTS),
+    Cut: _built(Cut, number=st.integers(1, 2**64 - 1)),
+    CutDone: _built(CutDone, number=U64, partition=st.none() | U32),
     Metrics: _built(Metrics),
     MetricsReply: _built(MetricsReply, text=TEXT),
     Stop: _built(Stop),
+    Place: _built(Place, **MAP),
+    Moved: _built(Moved, **MAP),
+    Owned: _built(Owned),
+    OwnedReply: _built(OwnedReply, **MAP, changed=U32, released=MOVES, accepted=MOVES),
+    Track: _built(Track, partition=U32, after=U64),
+    Touched: touched(),
+    Release: _built(Release, partition=U32, number=U32, after=U64),
+    Accept: _built(Accept, partition=U32, number=U32, clients=CLIENTS),
+    Forget: _built(Forget, partition=U32),
+    ReadRows: _built(ReadRows, table=U16, ids=st.integers(0, 6).flatmap(lambda n: bytes_of(n, "u8"))),
+    Join: _built(
+        Join, client=U64, session=U64, fingerprint=st.binary(min_size=32, max_size=32), who=TEXT, protocol=U16
+    ),
+    Lookup: lookups(),
+    PooledReply: pooled_replies(),
+    PushPooled: pooled_pushes(),
+    PooledAck: pooled_acks(),
 }
 
 _TWO = (Section(0, rows=2, dim=1), Section(3, rows=1, dim=3, format=WireFormat.FP16))
@@ -191,7 +304,14 @@ _BLOCK: dict[str, Any] = {
     "values": np.array([[1.0], [-2.0]], np.float16),
     "state": np.array([[3.0], [0.5]], np.float32),
 }
+_BF16: dict[str, Any] = {**_BLOCK, "values": np.array([[0x3F80], [0xC000]], np.uint16)}
+_INT8: dict[str, Any] = {**_BLOCK, "values": np.array([[0, 0, 0, 60, 127], [0, 0, 128, 60, 130]], np.uint8)}
+_BOUNDED: dict[str, Any] = {
+    "marks": np.array([[1, 2], [3, 255]], np.uint8),
+    "bound": np.array([9, 8, 7], np.uint8),
+}
 _AT: dict[str, Any] = {"request": 5, "placement": 2, "life": 9}
+_TURN: dict[str, Any] = {**_AT, "session": 77, "turn": 6, "seen": 3}
 
 
 def _staleness() -> NDArray[np.int64]:
@@ -231,18 +351,77 @@ EACH: dict[str, Message] = {
     "tables_reply": TablesReply(**_AT, text="[]"),
     "stats": Stats(**_AT),
     "stats_reply": StatsReply(**_AT, sizes=(TableSize(1, 2, 3, 4), TableSize(0, 0, 0, 5))),
+    "stats_reply_bounded": StatsReply(**_AT, sizes=(TableSize(1, 2, 3, 4, 5, 6, 7, 8), TableSize(0, 0, 0, 5))),
     "export_rows": ExportRows(**_AT, table=3, partition=17, first_row=4, rows_max=100),
     "block_reply": BlockReply(**_AT, **_BLOCK, first_row=4, total_rows=6),
+    "block_reply_bf16": BlockReply(**_AT, **_BF16, first_row=4, total_rows=6),
+    "block_reply_int8": BlockReply(**_AT, **_INT8, first_row=4, total_rows=6),
+    "block_reply_bounded": BlockReply(**_AT, **_BLOCK, **_BOUNDED, first_row=4, total_rows=6),
     "reserve_rows": ReserveRows(**_AT, table=3, rows=10**9, partitions=(0, 2)),
     "import_rows": ImportRows(**_AT, **_BLOCK),
+    "import_rows_bounded": ImportRows(**_AT, **_BLOCK, **_BOUNDED),
     "erase": Erase(**_AT, table=3, ids=_IDS),
     "clear": Clear(**_AT),
     "clients": Clients(**_AT),
     "clients_reply": ClientsReply(**_AT, clients={1: (2, 3), 0: (0, 4)}),
     "set_clients": SetClients(**_AT, clients={}),
+    "export_rows_of_a_cut": ExportRows(**_AT, table=3, partition=17, first_row=4, rows_max=100, cut=77),
+    "cut": Cut(**_AT, number=77),
+    "cut_done": CutDone(**_AT, number=77, partition=None),
+    "cut_done_of_a_partition": CutDone(**_AT, number=77, partition=17),
     "metrics": Metrics(**_AT),
     "metrics_reply": MetricsReply(**_AT, text="x 1\n"),
     "stop": Stop(**_AT),
+    "place": Place(**_AT, number=0x10002, addresses=("tcp://a:1", "é"), owners=(0, 1, 1, 0)),
+    "moved": Moved(**_AT, number=0x10002, addresses=("tcp://a:1",), owners=(0, 0)),
+    "owned": Owned(**_AT),
+    "owned_reply": OwnedReply(
+        **_AT,
+        number=0x10002,
+        addresses=("a",),
+        owners=(0,),
+        changed=1,
+        released=((3, 0x20002),),
+        accepted=((4, 5), (6, 7)),
+    ),
+    "track": Track(**_AT, partition=17, after=4),
+    "touched": Touched(
+        **_AT, sections=(Section(0, 2, 1), Section(3, 1, 1)), ids=_IDS, continues=True, clients={1: (2, 3), 0: (0, 4)}
+    ),
+    "release": Release(**_AT, partition=17, number=0x10002, after=4),
+    "accept": Accept(**_AT, partition=17, number=0x10002, clients={1: (2, 3)}),
+    "forget": Forget(**_AT, partition=17),
+    "read_rows": ReadRows(**_AT, table=3, ids=_IDS),
+    "join": Join(**_AT, client=1, session=77, fingerprint=bytes(range(32)), who="é"),
+    "lookup": Lookup(
+        **_TURN,
+        sections=(Section(0, 2, 1), Section(1, 3, 1), Section(2, 0, 1)),
+        samples=2,
+        listed=(False, True, True),
+        weighted=(False, True, False),
+        ids=np.array([7, 2**63, 1, 1, 4], np.uint64),
+        lengths=np.array([3, 0, 0, 0], np.uint32),
+        weights=np.array([1.0, 0.5, 2.0], np.float32),
+        create=True,
+    ),
+    "lookup_to_read": Lookup(
+        **_TURN,
+        sections=(Section(0, 2, 1),),
+        samples=2,
+        listed=(False,),
+        weighted=(False,),
+        ids=np.array([7, 2**63], np.uint64),
+        lengths=np.empty(0, np.uint32),
+        weights=np.empty(0, np.float32),
+    ),
+    "pooled_reply": PooledReply(**_AT, sections=_SCALED, values=_VALUES),
+    "push_pooled": PushPooled(
+        **_TURN, epoch=2, seq=3, lookup=4, sections=_SCALED, gradients=_VALUES, merge=4, lr_factor=0.5
+    ),
+    "push_pooled_of_nothing": PushPooled(**_TURN, epoch=2, seq=3, lookup=0, gradients=np.empty(0, np.uint8), merge=4),
+    "pooled_ack": PooledAck(
+        **_AT, applied=7, refused={"not_finite": 1}, duplicate=False, staleness=_staleness(), sent=9, repeated=1
+    ),
 }
 """One message of every kind, and more where a kind has forms."""
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from satrap.errors import WireError
-from satrap.wire import control, rows
+from satrap.wire import control, moving, pooled, rows
 from satrap.wire import messages as m
 from satrap.wire.body import Opened
 from satrap.wire.layout import (
@@ -59,8 +59,8 @@ _BY_CLASS: dict[type[m.Message], _Codec] = {
     m.Tables: _plain(m.Tables, Kind.TABLES),
     m.TablesReply: _Codec(Kind.TABLES_REPLY, control.write_text, control.read_tables_reply),
     m.Stats: _plain(m.Stats, Kind.STATS),
-    m.StatsReply: _Codec(Kind.STATS_REPLY, control.write_stats_reply, control.read_stats_reply),
-    m.ExportRows: _Codec(Kind.EXPORT_ROWS, control.write_export_rows, control.read_export_rows),
+    m.StatsReply: _Codec(Kind.STATS_REPLY, control.write_stats_reply, control.read_stats_reply, control.BOUNDED),
+    m.ExportRows: _Codec(Kind.EXPORT_ROWS, control.write_export_rows, control.read_export_rows, control.CUT),
     m.BlockReply: _Codec(Kind.BLOCK_REPLY, rows.write_block, rows.read_block_reply, 0, 4, True),
     m.ReserveRows: _Codec(Kind.RESERVE_ROWS, control.write_reserve_rows, control.read_reserve_rows),
     m.ImportRows: _Codec(Kind.IMPORT_ROWS, rows.write_block, rows.read_import_rows, 0, 4, True),
@@ -69,9 +69,26 @@ _BY_CLASS: dict[type[m.Message], _Codec] = {
     m.Clients: _plain(m.Clients, Kind.CLIENTS),
     m.ClientsReply: _Codec(Kind.CLIENTS_REPLY, control.write_clients, control.read_clients_reply),
     m.SetClients: _Codec(Kind.SET_CLIENTS, control.write_clients, control.read_set_clients),
+    m.Cut: _Codec(Kind.CUT, control.write_cut, control.read_cut),
+    m.CutDone: _Codec(Kind.CUT_DONE, control.write_cut_done, control.read_cut_done, control.ONE),
     m.Metrics: _plain(m.Metrics, Kind.METRICS),
     m.MetricsReply: _Codec(Kind.METRICS_REPLY, control.write_text, control.read_metrics_reply),
     m.Stop: _plain(m.Stop, Kind.STOP),
+    moving.Place: _Codec(Kind.PLACE, moving.write_map, moving.read_place),
+    moving.Moved: _Codec(Kind.MOVED, moving.write_map, moving.read_moved),
+    moving.Owned: _plain(moving.Owned, Kind.OWNED),
+    moving.OwnedReply: _Codec(Kind.OWNED_REPLY, moving.write_owned_reply, moving.read_owned_reply),
+    moving.Track: _Codec(Kind.TRACK, moving.write_track, moving.read_track),
+    moving.Touched: _Codec(Kind.TOUCHED, moving.write_touched, moving.read_touched, moving.CONTINUES, 2, True),
+    moving.Release: _Codec(Kind.RELEASE, moving.write_release, moving.read_release),
+    moving.Accept: _Codec(Kind.ACCEPT, moving.write_accept, moving.read_accept),
+    moving.Forget: _Codec(Kind.FORGET, moving.write_forget, moving.read_forget),
+    moving.ReadRows: _Codec(Kind.READ_ROWS, moving.write_read_rows, moving.read_read_rows, 0, 2, True),
+    pooled.Join: _Codec(Kind.JOIN, pooled.write_join, pooled.read_join),
+    pooled.Lookup: _Codec(Kind.LOOKUP, pooled.write_lookup, pooled.read_lookup, pooled.CREATE, 4, True),
+    pooled.PooledReply: _Codec(Kind.POOLED_REPLY, pooled.write_pooled_reply, pooled.read_pooled_reply, 0, 2, True),
+    pooled.PushPooled: _Codec(Kind.PUSH_POOLED, pooled.write_push_pooled, pooled.read_push_pooled, 0, 2, True),
+    pooled.PooledAck: _Codec(Kind.POOLED_ACK, pooled.write_pooled_ack, pooled.read_pooled_ack, control.DUPLICATE),
 }
 _BY_KIND = {c.kind: c for c in _BY_CLASS.values()}
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import struct
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -16,6 +16,8 @@ from satrap.wire.messages import (
     AckReply,
     ClientsReply,
     Code,
+    Cut,
+    CutDone,
     Done,
     ExportRows,
     Failure,
@@ -35,6 +37,9 @@ from satrap.wire.parts import Parts, carried
 
 DUPLICATE = 1
 LAST = 1
+BOUNDED = 1
+CUT = 1
+ONE = 1
 FAILURE_BYTES = 8192
 """Of a failure's text: what is longer is cut, so that a failure can always be sent."""
 
@@ -44,9 +49,10 @@ _ACK = struct.Struct("<QII")
 _TALLY = struct.Struct("<IIQ")
 _NAME = struct.Struct("<QQ")
 _NUMBER = struct.Struct("<Q")
-_SIZE = struct.Struct("<QQQQ")
+_SIZE, _COUNTS = struct.Struct("<QQQQ"), struct.Struct("<QQQQ")
 _EXPORT = struct.Struct("<QQII")
 _RESERVE = struct.Struct("<QII")
+_CUT_DONE = struct.Struct("<QII")
 _HELD = struct.Struct("<II")
 _PARTITION = struct.Struct("<H")
 PARTITIONS_MAX = 65536
@@ -77,28 +83,37 @@ def read_welcome(o: Opened) -> Welcome:
 
 
 def write_ack_reply(m: AckReply) -> Parts:
-    """Tallies: the reasons first, then the bins, each ascending and without those that are 0."""
-    if m.staleness.shape != (STALENESS_BINS,):
-        raise WireError(f"ACK_REPLY: staleness must be [{STALENESS_BINS}], got {list(m.staleness.shape)}")
-    unknown = next((r for r in m.refused if r not in REASONS), None)
-    if unknown is not None:
-        raise WireError(f"ACK_REPLY: unknown reason '{unknown}', known: {', '.join(REASONS)}")
-    reasons = [(k, m.refused[r]) for k, r in enumerate(REASONS) if m.refused.get(r)]
-    bins = [(int(b), int(m.staleness[b])) for b in np.flatnonzero(m.staleness)]
-    body = pack(_ACK, "ACK_REPLY", m.applied, len(reasons), len(bins))
-    body += b"".join(pack(_TALLY, "ACK_REPLY", k, 0, n) for k, n in reasons + bins)
-    return Parts(DUPLICATE if m.duplicate else 0, body=body)
+    return ack_parts(m, "ACK_REPLY")
 
 
 def read_ack_reply(o: Opened) -> AckReply:
+    return AckReply(**carried(o), **ack_of(o))
+
+
+def ack_parts(m: AckReply, where: str) -> Parts:
+    """Tallies: the reasons first, then the bins, each ascending and without those that are 0."""
+    if m.staleness.shape != (STALENESS_BINS,):
+        raise WireError(f"{where}: staleness must be [{STALENESS_BINS}], got {list(m.staleness.shape)}")
+    unknown = next((r for r in m.refused if r not in REASONS), None)
+    if unknown is not None:
+        raise WireError(f"{where}: unknown reason '{unknown}', known: {', '.join(REASONS)}")
+    reasons = [(k, m.refused[r]) for k, r in enumerate(REASONS) if m.refused.get(r)]
+    bins = [(int(b), int(m.staleness[b])) for b in np.flatnonzero(m.staleness)]
+    body = pack(_ACK, where, m.applied, len(reasons), len(bins))
+    body += b"".join(pack(_TALLY, where, k, 0, n) for k, n in reasons + bins)
+    return Parts(DUPLICATE if m.duplicate else 0, body=body)
+
+
+def ack_of(o: Opened) -> dict[str, Any]:
+    """The fields that `ack_parts` wrote."""
     applied, reasons, bins = o.take(_ACK)
     if reasons > len(REASONS) or bins > STALENESS_BINS:
-        raise WireError(f"ACK_REPLY: {reasons} reasons and {bins} bins, there are {len(REASONS)} and {STALENESS_BINS}")
+        raise WireError(f"{o.where}: {reasons} reasons and {bins} bins, there are {len(REASONS)} and {STALENESS_BINS}")
     refused = {REASONS[k]: n for k, n in _tallies(o, reasons, len(REASONS))}
     staleness = np.zeros(STALENESS_BINS, np.int64)
     for b, n in _tallies(o, bins, STALENESS_BINS):
         staleness[b] = n
-    return AckReply(**carried(o), applied=applied, refused=refused, duplicate=o.flag(DUPLICATE), staleness=staleness)
+    return {"applied": applied, "refused": refused, "duplicate": o.flag(DUPLICATE), "staleness": staleness}
 
 
 def _tallies(o: Opened, count: int, kinds: int) -> list[tuple[int, int]]:
@@ -172,8 +187,11 @@ def read_metrics_reply(o: Opened) -> MetricsReply:
 
 
 def write_stats_reply(m: StatsReply) -> Parts:
-    sizes = [pack(_SIZE, "STATS_REPLY", *s) for s in m.sizes]
-    return Parts(body=pack(_NUMBER, "STATS_REPLY", len(sizes)) + b"".join(sizes))
+    sizes = [pack(_SIZE, "STATS_REPLY", *s[:4]) for s in m.sizes]
+    bounded = any(any(s[4:]) for s in m.sizes)
+    if bounded:
+        sizes += [pack(_COUNTS, "STATS_REPLY", *s[4:]) for s in m.sizes]
+    return Parts(BOUNDED if bounded else 0, body=pack(_NUMBER, "STATS_REPLY", len(m.sizes)) + b"".join(sizes))
 
 
 def read_stats_reply(o: Opened) -> StatsReply:
@@ -181,16 +199,53 @@ def read_stats_reply(o: Opened) -> StatsReply:
     if n > o.limits.tables:
         raise WireError(f"STATS_REPLY: {n} tables, the limit is {o.limits.tables}")
     o.need(n * _SIZE.size)
-    return StatsReply(**carried(o), sizes=tuple(TableSize(*o.take(_SIZE)) for _ in range(n)))
+    sizes = [o.take(_SIZE) for _ in range(n)]
+    if not o.flag(BOUNDED):
+        return StatsReply(**carried(o), sizes=tuple(TableSize(*s) for s in sizes))
+    o.need(n * _COUNTS.size)
+    counts = [o.take(_COUNTS) for _ in range(n)]
+    if not any(map(any, counts)):
+        raise WireError("STATS_REPLY: counts of bounds that are all zero are left out")
+    return StatsReply(**carried(o), sizes=tuple(TableSize(*s, *more) for s, more in zip(sizes, counts, strict=True)))
 
 
 def write_export_rows(m: ExportRows) -> Parts:
-    return Parts(body=pack(_EXPORT, "EXPORT_ROWS", m.first_row, m.rows_max, m.table, m.partition))
+    body = pack(_EXPORT, "EXPORT_ROWS", m.first_row, m.rows_max, m.table, m.partition)
+    return Parts(CUT, body=body + pack(_NUMBER, "EXPORT_ROWS", m.cut)) if m.cut else Parts(body=body)
 
 
 def read_export_rows(o: Opened) -> ExportRows:
     first_row, rows_max, table, partition = o.take(_EXPORT)
-    return ExportRows(**carried(o), table=table, partition=partition, first_row=first_row, rows_max=rows_max)
+    (cut,) = o.take(_NUMBER) if o.flag(CUT) else (0,)
+    if o.flag(CUT) and not cut:
+        raise WireError("EXPORT_ROWS: a cut has a number that is not 0")
+    return ExportRows(**carried(o), table=table, partition=partition, first_row=first_row, rows_max=rows_max, cut=cut)
+
+
+def write_cut(m: Cut) -> Parts:
+    if not m.number:
+        raise WireError("CUT: a cut has a number that is not 0")
+    return Parts(body=pack(_NUMBER, "CUT", m.number))
+
+
+def read_cut(o: Opened) -> Cut:
+    (number,) = o.take(_NUMBER)
+    if not number:
+        raise WireError("CUT: a cut has a number that is not 0")
+    return Cut(**carried(o), number=number)
+
+
+def write_cut_done(m: CutDone) -> Parts:
+    one = m.partition is not None
+    return Parts(ONE if one else 0, body=pack(_CUT_DONE, "CUT_DONE", m.number, m.partition or 0, 0))
+
+
+def read_cut_done(o: Opened) -> CutDone:
+    number, partition, zero = o.take(_CUT_DONE)
+    _need_zero(o, zero)
+    if not o.flag(ONE):
+        _need_zero(o, partition)
+    return CutDone(**carried(o), number=number, partition=partition if o.flag(ONE) else None)
 
 
 def write_reserve_rows(m: ReserveRows) -> Parts:

@@ -26,7 +26,7 @@ FRAMES_MAX = 4
 
 
 class Kind(IntEnum):
-    """Numbers of messages. 64 to 127 are kept for embedding workers."""
+    """Numbers of messages. 40 to 63 move partitions, 64 to 127 are those of embedding workers."""
 
     HELLO = 1
     WELCOME = 2
@@ -51,9 +51,26 @@ class Kind(IntEnum):
     CLIENTS = 26
     CLIENTS_REPLY = 27
     SET_CLIENTS = 28
+    CUT = 29
+    CUT_DONE = 30
     METRICS = 32
     METRICS_REPLY = 33
     STOP = 34
+    PLACE = 40
+    MOVED = 41
+    OWNED = 42
+    OWNED_REPLY = 43
+    TRACK = 44
+    TOUCHED = 45
+    RELEASE = 46
+    ACCEPT = 47
+    FORGET = 48
+    READ_ROWS = 49
+    JOIN = 64
+    LOOKUP = 65
+    POOLED_REPLY = 66
+    PUSH_POOLED = 67
+    POOLED_ACK = 68
 
 
 HEADER = struct.Struct("<4sBBHQQIIHHI")

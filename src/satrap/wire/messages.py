@@ -12,8 +12,11 @@ Arrays of a decoded message are read-only views of the frames it came in, and ke
     Clients                         ClientsReply
     Metrics                         MetricsReply
     ReserveRows, ImportRows, Erase,
-    Clear, SetClients, Stop         Done
+    Clear, SetClients, Cut, CutDone,
+    Stop                            Done
     any                             Failure
+
+Those that move partitions are in `moving.py`, those of embedding workers in `pooled.py`.
 """
 
 from __future__ import annotations
@@ -34,7 +37,7 @@ PROTOCOL = 1
 STALENESS_BINS = 257
 """0 … 255 updates between pull and push, and 256 for unknown."""
 
-REASONS = ("missing_row", "not_finite")
+REASONS = ("missing_row", "not_finite", "not_admitted")
 """Why a gradient was not applied. A reason's place in this list is its code on the wire: new ones go to the end."""
 
 Name = tuple[int, int]
@@ -197,6 +200,10 @@ class Code(IntEnum):
     """The server ends."""
     INTERNAL = 12
     """A bug, or a full disk or memory."""
+    SERVER_LOST = 13
+    """Of an embedding worker: a parameter server has lost its rows, or a session has ended. The client goes back."""
+    SERVER_UNREACHABLE = 14
+    """Of an embedding worker: a parameter server does not answer."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -240,6 +247,10 @@ class TableSize(NamedTuple):
     value_bytes: int
     state_bytes: int
     overhead_bytes: int
+    admitted: int = 0
+    evicted: int = 0
+    expired: int = 0
+    refused: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -258,6 +269,26 @@ class ExportRows(Message):
     first_row: int = 0
     rows_max: int = 0
     """0: as many as there are."""
+    cut: int = 0
+    """As of this `Cut`; 0: as they are."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cut(Message):
+    """Has a server keep all rows as they are now, for `ExportRows`, while they go on changing. The cut before ends,
+    unless it has the same number."""
+
+    number: int
+    """Not 0; the client's choice."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CutDone(Message):
+    """A partition of a cut is not asked for any more; or none of it is."""
+
+    number: int
+    partition: int | None
+    """None: all of them. The cut ends."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -267,10 +298,14 @@ class BlockReply(Message):
     table: int
     ids: NDArray[np.uint64]
     """[R]"""
-    values: NDArray[np.float32] | NDArray[np.float16]
-    """[R, D] as stored."""
+    values: NDArray[np.float32] | NDArray[np.float16] | NDArray[np.uint16] | NDArray[np.uint8]
+    """As stored: float32, float16 or uint16 (bf16) [R, D]; or uint8 (int8) [R, 4 + D], a row's scale and its codes."""
     state: NDArray[np.float32]
     """[R, K], bits."""
+    marks: NDArray[np.uint8] | None = None
+    """[R, M] of a bounded table, M 1 or 2; None: none."""
+    bound: NDArray[np.uint8] | None = None
+    """[B] of a bounded table: what it keeps for the partition beside its rows. In the first page alone."""
     first_row: int = 0
     total_rows: int
 
@@ -292,10 +327,13 @@ class ImportRows(Message):
     table: int
     ids: NDArray[np.uint64]
     """[R]"""
-    values: NDArray[np.float32] | NDArray[np.float16]
-    """[R, D] as stored."""
+    values: NDArray[np.float32] | NDArray[np.float16] | NDArray[np.uint16] | NDArray[np.uint8]
+    """As stored: float32, float16 or uint16 (bf16) [R, D]; or uint8 (int8) [R, 4 + D], a row's scale and its codes."""
     state: NDArray[np.float32]
     """[R, K], bits."""
+    marks: NDArray[np.uint8] | None = None
+    bound: NDArray[np.uint8] | None = None
+    """As in a `BlockReply`; of a partition that the server owns."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import struct
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,16 +13,37 @@ from satrap.schema import WireFormat
 from satrap.wire.body import Opened
 from satrap.wire.layout import Kind, over, pack, rows_of, values_bytes, view_of
 from satrap.wire.messages import BlockReply, Erase, ImportRows, Pull, Push, RowsReply, Section
-from satrap.wire.parts import Parts, carried
+from satrap.wire.parts import Parts, carried, frame_of
 
 CREATE, AFTER = 1, 2
 VERSIONS, PREVIOUS = 1, 2
 
 _PULL = struct.Struct("<QQ")
 _PUSH = struct.Struct("<QQQQQdIIQ")
-_BLOCK = struct.Struct("<QQII")
-_DTYPES: dict[WireFormat, Any] = {WireFormat.FP32: np.float32, WireFormat.FP16: np.float16}
-_FORMATS = {np.dtype(np.float32): WireFormat.FP32, np.dtype(np.float16): WireFormat.FP16}
+_BLOCK = struct.Struct("<QQIHH")
+_BOUND = struct.Struct("<Q")
+MARKS_MAX = 2
+
+
+class _Stored(NamedTuple):
+    """How the values of a block are stored. Their bytes are those that the directory's format would have."""
+
+    dtype: Any
+    format: WireFormat
+    """In the directory."""
+    code: int
+    """In the body; 0: as the directory says."""
+    head: int = 0
+    """Elements of a row before its D values."""
+
+
+_STORED = (
+    _Stored(np.float32, WireFormat.FP32, 0),
+    _Stored(np.float16, WireFormat.FP16, 0),
+    _Stored(np.uint16, WireFormat.FP16, 1),
+    _Stored(np.uint8, WireFormat.INT8, 2, head=4),
+)
+"""fp32, fp16, bf16 and int8 rows."""
 
 
 def write_pull(m: Pull) -> Parts:
@@ -30,7 +51,7 @@ def write_pull(m: Pull) -> Parts:
     _check_wanted("PULL", m.sections)
     flags = (CREATE if m.create else 0) | (AFTER if m.after is not None else 0)
     body = pack(_PULL, "PULL", *(m.after or (0, 0)))
-    return Parts(flags, m.sections, body, (_frame("PULL", "ids", m.ids, np.uint64, rows),))
+    return Parts(flags, m.sections, body, (frame_of("PULL", "ids", m.ids, np.uint64, rows),))
 
 
 def read_pull(o: Opened) -> Pull:
@@ -52,8 +73,8 @@ def write_rows_reply(m: RowsReply) -> Parts:
     return Parts(
         sections=m.sections,
         frames=(
-            _frame("ROWS_REPLY", "values", m.values, np.uint8, values_bytes(m.sections)),
-            _frame("ROWS_REPLY", "versions", m.versions, np.uint8, rows),
+            frame_of("ROWS_REPLY", "values", m.values, np.uint8, values_bytes(m.sections)),
+            frame_of("ROWS_REPLY", "versions", m.versions, np.uint8, rows),
         ),
     )
 
@@ -68,13 +89,13 @@ def write_push(m: Push) -> Parts:
     rows = rows_of(m.sections)
     previous = m.previous or (0, 0)
     frames = [
-        _frame("PUSH", "ids", m.ids, np.uint64, rows),
-        _frame("PUSH", "gradients", m.gradients, np.uint8, values_bytes(m.sections)),
+        frame_of("PUSH", "ids", m.ids, np.uint64, rows),
+        frame_of("PUSH", "gradients", m.gradients, np.uint8, values_bytes(m.sections)),
     ]
     flags = PREVIOUS if m.previous is not None else 0
     if m.versions is not None:
         flags |= VERSIONS
-        frames.append(_frame("PUSH", "versions", m.versions, np.uint8, rows))
+        frames.append(frame_of("PUSH", "versions", m.versions, np.uint8, rows))
     body = pack(_PUSH, "PUSH", m.client, m.epoch, m.seq, *previous, m.lr_factor, m.merge, 0, m.pulled)
     return Parts(flags, m.sections, body, tuple(frames))
 
@@ -110,16 +131,32 @@ def write_block(m: BlockReply | ImportRows) -> Parts:
     kind = Kind.BLOCK_REPLY if isinstance(m, BlockReply) else Kind.IMPORT_ROWS
     first, total = (m.first_row, m.total_rows) if isinstance(m, BlockReply) else (0, 0)
     where, rows = kind.name, m.ids.size
-    if m.values.ndim != 2 or m.values.dtype not in _FORMATS or m.state.ndim != 2:
-        raise WireError(f"{where}: values must be [R, D] of float32 or float16, state [R, K] of float32")
-    dim, width = m.values.shape[1], m.state.shape[1]
+    stored = next((s for s in _STORED if s.dtype == m.values.dtype), None)
+    if stored is None or m.values.ndim != 2 or m.state.ndim != 2:
+        raise WireError(
+            f"{where}: values must be [R, D] of float32, float16 or uint16, or [R, 4 + D] of uint8, state [R, K] of "
+            f"float32; got {m.values.dtype} {list(m.values.shape)} and {list(m.state.shape)}"
+        )
+    columns, width = m.values.shape[1], m.state.shape[1]
+    state = frame_of(where, "state", m.state, np.float32, rows * width)
+    body = pack(_BLOCK, where, first, total, width, stored.code, 0)
+    if m.marks is not None or m.bound is not None:
+        marks = np.zeros((rows, 0), np.uint8) if m.marks is None else m.marks
+        bound = np.zeros(0, np.uint8) if m.bound is None else m.bound
+        if marks.ndim != 2 or marks.shape[1] > MARKS_MAX:
+            raise WireError(f"{where}: marks must be [R, M], M at most {MARKS_MAX}, got {list(marks.shape)}")
+        # 1 and the marks of a row: that there is a bound. Marks and bound state go behind the optimizer's.
+        body = pack(_BLOCK, where, first, total, width, stored.code, 1 + marks.shape[1])
+        body += pack(_BOUND, where, bound.size)
+        more = frame_of(where, "marks", marks, np.uint8, marks.shape[1] * rows)
+        state = memoryview(b"".join((state, more, frame_of(where, "bound", bound, np.uint8, bound.size))))
     return Parts(
-        sections=(Section(m.table, rows, dim, _FORMATS[m.values.dtype]),),
-        body=pack(_BLOCK, where, first, total, width, 0),
+        sections=(Section(m.table, rows, columns - stored.head, stored.format),),
+        body=body,
         frames=(
-            _frame(where, "ids", m.ids, np.uint64, rows),
-            _frame(where, "values", m.values, m.values.dtype, rows * dim),
-            _frame(where, "state", m.state, np.float32, rows * width),
+            frame_of(where, "ids", m.ids, np.uint64, rows),
+            frame_of(where, "values", m.values, m.values.dtype, rows * columns),
+            state,
         ),
     )
 
@@ -140,7 +177,7 @@ def read_import_rows(o: Opened) -> ImportRows:
 
 def write_erase(m: Erase) -> Parts:
     sections = (Section(m.table, m.ids.size, 1),)
-    return Parts(sections=sections, frames=(_frame("ERASE", "ids", m.ids, np.uint64, m.ids.size),))
+    return Parts(sections=sections, frames=(frame_of("ERASE", "ids", m.ids, np.uint64, m.ids.size),))
 
 
 def read_erase(o: Opened) -> Erase:
@@ -152,18 +189,30 @@ def read_erase(o: Opened) -> Erase:
 
 def _block(o: Opened) -> tuple[int, int, dict[str, Any]]:
     s = _one(o)
-    if s.format not in _DTYPES or s.scale != 1.0:
-        raise WireError(f"{o.where}: rows are stored as fp32 or fp16, unscaled; got {s.format.value} at {s.scale}")
-    first, total, width, zero = o.take(_BLOCK)
+    first, total, width, code, marked = o.take(_BLOCK)
+    stored = next((x for x in _STORED if (x.format, x.code) == (s.format, code)), None)
+    if stored is None or s.scale != 1.0:
+        raise WireError(
+            f"{o.where}: no rows are stored as {s.format.value} with code {code} and scale {s.scale}; fp32 and fp16 "
+            "have code 0, bf16 is fp16 with code 1, int8 has code 2, and all have scale 1"
+        )
     if width > o.limits.state_width:
         raise over(o.where, "words of state a row", width, o.limits.state_width)
-    if zero != 0:
-        raise WireError(f"{o.where}: a field without a meaning must be zero")
+    if marked > 1 + MARKS_MAX:
+        raise over(o.where, "marks a row", marked - 1, MARKS_MAX)
+    marks, bound = (marked - 1, *o.take(_BOUND)) if marked else (0, 0)
+    state_bytes, marks_bytes = 4 * s.rows * width, s.rows * marks
+    got = o.frames[2].nbytes
+    if got != state_bytes + marks_bytes + bound:
+        raise WireError(f"{o.where}: {got} bytes of state, {state_bytes + marks_bytes + bound} are spoken of")
+    behind = o.frames[2][state_bytes:]
     block = {
         "table": s.table,
         "ids": _ids(o),
-        "values": _array(o, 1, "values", _DTYPES[s.format], s.rows, s.dim),
-        "state": _array(o, 2, "state", np.float32, s.rows, width),
+        "values": _array(o, 1, "values", stored.dtype, s.rows, stored.head + s.dim),
+        "state": view_of(o.frames[2][:state_bytes], np.float32, (s.rows, width)),
+        "marks": view_of(behind[:marks_bytes], np.uint8, (s.rows, marks)) if marks else None,
+        "bound": view_of(behind[marks_bytes:], np.uint8, (bound,)) if bound else None,
     }
     return first, total, block
 
@@ -193,13 +242,3 @@ def _array(o: Opened, frame: int, what: str, dtype: Any, *shape: int) -> NDArray
     if got != size:
         raise WireError(f"{o.where}: {got} bytes of {what}, the directory speaks of {size}")
     return view_of(o.frames[frame], dtype, shape)
-
-
-def _frame(where: str, what: str, array: NDArray[Any], dtype: Any, size: int) -> memoryview:
-    """An array as a frame, without a copy."""
-    if array.dtype != dtype or array.size != size or not array.flags.c_contiguous:
-        raise WireError(
-            f"{where}: {what} must be a contiguous {np.dtype(dtype).name} array of {size}, "
-            f"got {array.dtype} of {array.size}"
-        )
-    return array.reshape(-1).view(np.uint8).data
