@@ -6,47 +6,55 @@ B batch, N ids of a feature in the batch, U unique ids of a table, D its dim, K 
 from __future__ import annotations
 
 import os
+import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from math import isfinite
 from typing import TypeVar
 
 import numpy as np
-import xxhash
 from numpy.typing import NDArray
 
 from satrap.errors import StoreError, did_you_mean
-from satrap.schema import (
-    SGD,
-    Adagrad,
-    Adam,
-    AdamW,
-    Constant,
-    Ftrl,
-    Initializer,
-    Normal,
-    Optimizer,
-    Pooling,
-    RowWiseAdagrad,
-    Table,
-    TruncatedNormal,
-    Uniform,
-    ValueFormat,
-    Zeros,
-)
+from satrap.schema import Capacity, Hashed, Pooling, QuotientRemainder, Table
 from satrap.store import _native
+from satrap.store.formats import DTYPES, StoredValues, columns
+from satrap.store.limit import MemoryRoom
+from satrap.store.spec import row_key, table_spec
 
 T = TypeVar("T")
 
-MISSING, NOT_FINITE = 256, 257
+MISSING, NOT_FINITE, NOT_ADMITTED = 256, 257, 258
 """Outcomes of a gradient that was not applied; any other is the version its row had before the step."""
 
-_FORMATS = {ValueFormat.FP32: 0, ValueFormat.FP16: 1}
+SEAL_WORDS: int = _native.seal_words
+"""What the hints of N rows are longer than N: the seal that ties them to their ids."""
+
+LOOK_BYTES_LEAST, LOOK_BYTES = 64 << 20, 256 << 20
+"""How much tables take before it is looked again how much there is left."""
+
 _POOLINGS = {Pooling.SUM: 0, Pooling.MEAN: 1, Pooling.SQRTN: 2}
-_DTYPES: dict[ValueFormat, type[np.float32] | type[np.float16]] = {
-    ValueFormat.FP32: np.float32,
-    ValueFormat.FP16: np.float16,
-}
+
+
+@dataclass(frozen=True, slots=True)
+class ColdCounts:
+    """The cold tier of a table. Rows are those of this process, so far."""
+
+    rows: int = 0
+    """On disk now."""
+    file_bytes: int = 0
+    """Of the disk, now."""
+    index_bytes: int = 0
+    """Of memory, to know where they are."""
+    written: int = 0
+    """Rows that went to disk."""
+    moved: int = 0
+    """Rows written again, so that the file does not grow: `1 + moved / written` is the write amplification."""
+    returned: int = 0
+    """Rows that came back for a batch of training."""
+    looked_up: int = 0
+    """Rows read where they are, by evaluation."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +103,7 @@ class Store:
     Thread-safe: a call holds its tables' locks from beginning to end. Results do not depend on `threads`.
     Raises StoreError for wrong arrays or unknown tables, with no row changed.
 
+    >>> from satrap.schema import SGD
     >>> store = Store([Table(name="user", dim=4, optimizer=SGD(lr=1.0))], seed=7, threads=1)
     >>> ids = np.array([3, 2**63], np.uint64)
     >>> values, versions = store.pull("user", ids, create=True)
@@ -105,7 +114,18 @@ class Store:
     True
     """
 
-    def __init__(self, tables: Sequence[Table], *, seed: int, partitions: int = 64, threads: int | None = None) -> None:
+    def __init__(
+        self,
+        tables: Sequence[Table],
+        *,
+        seed: int,
+        partitions: int = 64,
+        threads: int | None = None,
+        memory: int | None = None,
+        cold_folder: str | None = None,
+    ) -> None:
+        """`memory`: bytes that this process may use (`store.memory`); beyond that tables do not grow. `cold_folder`: of
+        rows that go to disk (`store.cold_folder`)."""
         if partitions < 1 or partitions & (partitions - 1) or partitions > 65536:
             raise StoreError(f"partitions must be a power of 2, 1 to 65536, got {partitions}")
         if threads is not None and threads < 1:
@@ -118,9 +138,26 @@ class Store:
                 raise StoreError(
                     f"there are {self.names.count(name)} tables named '{name}'; give each a name of its own"
                 )
-        self.specs = [_spec(t, seed) for t in tables]
+        self.specs = [table_spec(t, seed) for t in tables]
         self._index = {name: i for i, name in enumerate(self.names)}
-        self._native = _native.Store(self.specs, partitions.bit_length() - 1, threads or available_cores())
+        self.bounded = frozenset(t.name for t in tables if t.bounded)
+        """Names of the tables that training pulls change beyond making rows."""
+        self.admitting = frozenset(t.name for t in tables if t.admit is not None)
+        """Names of those where an id may have to wait for its row."""
+        try:
+            self._native = _native.Store(self.specs, partitions.bit_length() - 1, threads or available_cores())
+        except ValueError as e:
+            sizes = ", ".join(f"'{t.name}' {_capacity_text(t)}" for t in tables if t.capacity or t.cold)
+            raise StoreError(f"{e}: {sizes}, over {partitions} partitions (store.partitions)") from e
+        self.cold = frozenset(t.name for t in tables if t.cold is not None)
+        """Names of the tables of which rows may lie on disk."""
+        for name in self.cold:
+            folder = cold_folder or tempfile.gettempdir()
+            self._call(partial(self._native.open_cold, self._index[name], folder, name))
+
+        self.room = MemoryRoom(memory)
+        """What is asked how much tables may still take, before they grow."""
+        self._look_at = 0
 
     @property
     def threads(self) -> int:
@@ -142,10 +179,50 @@ class Store:
     ) -> tuple[dict[str, NDArray[np.float32]], dict[str, NDArray[np.uint8]], dict[str, NDArray[np.uint32]]]:
         """`pull` of several tables in one call, which shares the work of all of them out to the threads.
 
-        The third result, hints [N + 1], says where the rows were found. Given to the push of the same ids it saves
-        the search for them; it never changes the result.
+        The third result, hints [N + 2], says where the rows were found. Given to the push of the same ids it saves
+        the search for them; it never changes the result: hints of other ids, or of rows since removed, are left aside.
         """
         return self._pull(ids, create)[2:]
+
+    def lookup(
+        self, table: str, ids: NDArray[np.uint64], out: NDArray[np.float32] | None = None
+    ) -> NDArray[np.float32]:
+        """Values [N, D] alone, as evaluation and serving read them: nothing of a row but its values is touched.
+
+        `out` [N, D] is filled and returned where it is given. Ids may repeat; a missing row reads as its initial
+        values, and the table does not change.
+        """
+        if out is None:
+            return self.lookup_many({table: ids})[table]
+        self._lookup({table: ids}, {table: out})
+        return out
+
+    def lookup_many(self, ids: dict[str, NDArray[np.uint64]]) -> dict[str, NDArray[np.float32]]:
+        """`lookup` of several tables in one call."""
+        out = self._values(ids)[1]
+        self._lookup(ids, out)
+        return out
+
+    def _lookup(self, ids: dict[str, NDArray[np.uint64]], out: dict[str, NDArray[np.float32]]) -> None:
+        index = [self.index(t) for t in ids]
+        for name, x in ids.items():
+            _need_array(x, np.uint64, 1, f"ids of table '{name}'")
+            _need_array(out[name], np.float32, 2, f"values of table '{name}'")
+        arrays = list(ids.values()), list(out.values())
+        self._call(lambda: self._native.pull(index, *arrays, [None] * len(index), [None] * len(index), False))
+
+    def _values(self, ids: dict[str, NDArray[np.uint64]]) -> tuple[NDArray[np.float32], dict[str, NDArray[np.float32]]]:
+        """Room for values: one allocation for all tables, and the slice of each [N, D]."""
+        for name, x in ids.items():
+            _need_array(x, np.uint64, 1, f"ids of table '{name}'")
+        dims = [self.specs[self.index(t)].dim for t in ids]
+        flat = _aligned(sum(x.size * d for x, d in zip(ids.values(), dims, strict=True)))
+        values: dict[str, NDArray[np.float32]] = {}
+        at = 0
+        for (name, x), d in zip(ids.items(), dims, strict=True):
+            values[name] = flat[at : at + x.size * d].reshape(x.size, d)
+            at += x.size * d
+        return flat, values
 
     def pull_flat(
         self, ids: dict[str, NDArray[np.uint64]], *, create: bool
@@ -163,21 +240,16 @@ class Store:
         dict[str, NDArray[np.uint8]],
         dict[str, NDArray[np.uint32]],
     ]:
+        flat, values = self._values(ids)
         index = [self.index(t) for t in ids]
-        for name, x in ids.items():
-            _need_array(x, np.uint64, 1, f"ids of table '{name}'")
-        # One allocation for all tables; each gets its slice.
-        dims = [self.specs[i].dim for i in index]
-        flat = _aligned(sum(x.size * d for x, d in zip(ids.values(), dims, strict=True)))
         flat_versions = np.empty(sum(x.size for x in ids.values()), np.uint8)
-        values: dict[str, NDArray[np.float32]] = {}
         versions: dict[str, NDArray[np.uint8]] = {}
-        hints = {name: np.empty(x.size + 1, np.uint32) for name, x in ids.items()}
-        at = row = 0
-        for (name, x), d in zip(ids.items(), dims, strict=True):
-            values[name] = flat[at : at + x.size * d].reshape(x.size, d)
+        hints = {name: np.empty(x.size + SEAL_WORDS, np.uint32) for name, x in ids.items()}
+        if create:
+            self._look()
+        row = 0
+        for name, x in ids.items():
             versions[name] = flat_versions[row : row + x.size]
-            at += x.size * d
             row += x.size
         self._call(
             lambda: self._native.pull(
@@ -213,12 +285,18 @@ class Store:
         lr_factor: float = 1.0,
         distinct: bool = False,
         outcomes: dict[str, NDArray[np.uint16]] | None = None,
+        checked: bool = False,
+        step: int = 0,
     ) -> tuple[int, int, int, NDArray[np.int64]]:
         """`push` of several tables in one call. `distinct`: the caller knows that ids do not repeat (a ticket's).
+        `checked`: `check_push` has said that it fits.
 
-        `outcomes` [U] by table are filled in: the version a row had before the step, MISSING or NOT_FINITE.
+        `outcomes` [U] by table are filled in: the version a row had before the step, or MISSING, NOT_FINITE or
+        NOT_ADMITTED (which count as missing in what is returned). `step`: which one it is, for rows that expire by
+        steps.
         """
-        self.check_push(ids, gradients, versions, hints, lr_factor=lr_factor, distinct=distinct)
+        if not checked:
+            self.check_push(ids, gradients, versions, hints, lr_factor=lr_factor, distinct=distinct)
         order = list(ids)
         return self._call(
             lambda: self._native.push(
@@ -229,6 +307,7 @@ class Store:
                 [None if hints is None else hints[t] for t in order],
                 lr_factor,
                 None if outcomes is None else [outcomes[t] for t in order],
+                step,
             )
         )
 
@@ -268,8 +347,10 @@ class Store:
                     raise StoreError(f"versions of table '{name}' must be [{x.size}], got [{versions[name].size}]")
             if hints is not None:
                 _need_array(hints[name], np.uint32, 1, f"hints of table '{name}'")
-                if hints[name].size != x.size + 1:
-                    raise StoreError(f"hints of table '{name}' must be [{x.size + 1}], got [{hints[name].size}]")
+                if hints[name].size != x.size + SEAL_WORDS:
+                    raise StoreError(
+                        f"hints of table '{name}' must be [{x.size + SEAL_WORDS}], got [{hints[name].size}]"
+                    )
 
     def check_ids(self, ids: dict[str, NDArray[np.uint64]], *, distinct: bool) -> None:
         """Raises StoreError for an unknown table, an array that holds no ids, or, unless `distinct`, repeated ids."""
@@ -344,7 +425,8 @@ class Store:
     def erase(self, table: str, ids: NDArray[np.uint64]) -> int:
         """Removes rows; returns how many were there."""
         _need_array(ids, np.uint64, 1, f"ids of table '{table}'")
-        return self._native.erase(self.index(table), ids)
+        i = self.index(table)
+        return self._call(lambda: self._native.erase(i, ids))
 
     def reserve_rows(self, table: str, rows: int, partitions: Sequence[int] | None = None) -> None:
         """Makes the index of a table large enough for `rows` rows in all, before many are imported.
@@ -352,7 +434,20 @@ class Store:
         `partitions`: room in these alone, as much as each has where all of them share the rows.
         """
         i = self.index(table)
+        self._look()
         self._call(lambda: self._native.reserve_rows(i, rows, None if partitions is None else list(partitions)))
+
+    def fill(self, table: str, ids: NDArray[np.uint64]) -> int:
+        """Makes the rows of those of these ids [N] that have none, and returns how many that were: what a training pull
+        makes, without reading them back and without waiting for sightings. Ids may repeat.
+
+        Where a bounded table's partition is full, rows go as they do for new ones. Out of memory, the rows made so far
+        stay.
+        """
+        _need_array(ids, np.uint64, 1, f"ids of table '{table}'")
+        i = self.index(table)
+        self._look()
+        return self._call(lambda: self._native.fill(i, ids))
 
     def clear(self) -> None:
         """Removes every row of every table. Memory is kept for new ones."""
@@ -362,32 +457,89 @@ class Store:
         """Rows, and bytes of values, of optimizer state, and of everything beside them (ids, index, slack)."""
         return self._native.size(self.index(table))
 
+    @property
+    def clock(self) -> int:
+        """Seconds that rows which expire by seconds go by. Set it before each pull of such a table."""
+        return self._native.clock()
+
+    @clock.setter
+    def clock(self, seconds: int) -> None:
+        self._native.set_clock(seconds)
+
+    def bound_counts(self, table: str) -> tuple[int, int, int, int]:
+        """What a bounded table has admitted (rows made), evicted, expired and refused (pulls of an id that got no
+        row) so far; zeros for another."""
+        return self._native.bound_counts(self.index(table))
+
+    def prefetch(self, ids: dict[str, NDArray[np.uint64]]) -> None:
+        """Has the disk begin to read the rows of ids that will soon be pulled, where they are cold, and does not wait
+        for it. Changes nothing."""
+        for name in self.cold.intersection(ids):
+            _need_array(ids[name], np.uint64, 1, f"ids of table '{name}'")
+            self._native.prefetch(self.index(name), ids[name])
+
+    def cold_counts(self, table: str) -> ColdCounts:
+        """What lies on disk of a table with a cold tier, and what came and went; zeros for another."""
+        return ColdCounts(*self._native.cold_counts(self.index(table)))
+
+    def export_bound(self, table: str, partition: int) -> NDArray[np.uint8]:
+        """[B] what a bounded table keeps for a partition beside its rows: clocks, counts, the sketch of sightings."""
+        return np.frombuffer(self._native.export_bound(self.index(table), partition), np.uint8)
+
+    def import_bound(self, table: str, state: NDArray[np.uint8]) -> bool:
+        """Takes what `export_bound` gave, before the rows it was exported with. False: it is of a table cut into
+        another number of partitions, and nothing was taken."""
+        return self._native.import_bound(self.index(table), bound_partition(state), state.tobytes())
+
     def export_rows(
         self, table: str, partition: int
-    ) -> tuple[NDArray[np.uint64], NDArray[np.float32] | NDArray[np.float16], NDArray[np.float32]]:
-        """Ids [R], values [R, D] as stored, state [R, K] of one partition, in ascending order of the mixed id."""
+    ) -> tuple[NDArray[np.uint64], StoredValues, NDArray[np.float32], NDArray[np.uint8]]:
+        """Ids [R], values as stored (see StoredValues), state [R, K], marks [R, M] of one partition, in ascending order
+        of the mixed id."""
         if not 0 <= partition < self.partitions:
             raise StoreError(f"table '{table}' has partitions 0 to {self.partitions - 1}, not {partition}")
         i = self.index(table)
-        ids, values, state = self._call(lambda: self._native.export_rows(i, partition))
-        shape = (ids.size, self.specs[i].dim)
-        if self.configuration[i].format is ValueFormat.FP32:
-            return ids, values.view(np.float32).reshape(shape), state
-        return ids, values.view(np.float16).reshape(shape), state
+        ids, values, state, marks = self._call(lambda: self._native.export_rows(i, partition))
+        return ids, self._stored(i, ids.size, values), state, marks
+
+    def read_rows(
+        self, table: str, ids: NDArray[np.uint64]
+    ) -> tuple[NDArray[np.uint64], StoredValues, NDArray[np.float32]]:
+        """Those of these ids [U] that have a row, in their order, with their rows, as `export_rows` gives them, without
+        marks."""
+        _need_array(ids, np.uint64, 1, f"ids of table '{table}'")
+        i = self.index(table)
+        found, values, state = self._call(lambda: self._native.read_rows(i, ids))
+        return found, self._stored(i, found.size, values), state
+
+    def _stored(self, table: int, rows: int, values: NDArray[np.uint8]) -> StoredValues:
+        form = self.configuration[table].format
+        stored: StoredValues = values.view(DTYPES[form]).reshape(rows, columns(form, self.specs[table].dim))
+        return stored
 
     def import_rows(
         self,
         table: str,
         ids: NDArray[np.uint64],
-        values: NDArray[np.float32] | NDArray[np.float16],
+        values: StoredValues,
         state: NDArray[np.float32],
+        marks: NDArray[np.uint8] | None = None,
     ) -> None:
-        """Adds or replaces rows, of any partition, as `export_rows` gave them. Their versions start at 0."""
+        """Adds or replaces rows, of any partition, as `export_rows` gave them. Their versions start at 0, or, where
+        updates draw random bits, go on from the one in their state.
+
+        `marks` [R, M] of a table bounded in the same way; without them rows count as just made. Where a bounded
+        table's partition is full, rows go as they do for new ones.
+        """
         self.check_rows(table, ids, values, state)
-        row_bytes = self.specs[self.index(table)].dim * values.itemsize
+        own_marks = 0 if table in self.cold else self.specs[self.index(table)].marks
+        if marks is not None and marks.shape != (ids.size, own_marks):
+            marks = None
+        self._look()
+        row_bytes = self.specs[self.index(table)].value_bytes
         self._call(
             lambda: self._native.import_rows(
-                self.index(table), ids, values.view(np.uint8).reshape(ids.size, row_bytes), state
+                self.index(table), ids, values.view(np.uint8).reshape(ids.size, row_bytes), state, marks
             )
         )
 
@@ -395,14 +547,15 @@ class Store:
         self,
         table: str,
         ids: NDArray[np.uint64],
-        values: NDArray[np.float32] | NDArray[np.float16],
+        values: StoredValues,
         state: NDArray[np.float32],
     ) -> None:
         """Raises StoreError where `import_rows` would, and changes nothing."""
         i = self.index(table)
-        dim, width = self.specs[i].dim, self.specs[i].state_floats
+        form = self.configuration[i].format
+        dim, width = columns(form, self.specs[i].dim), self.specs[i].state_words
         _need_array(ids, np.uint64, 1, f"ids of table '{table}'")
-        _need_array(values, _DTYPES[self.configuration[i].format], 2, f"values of table '{table}'")
+        _need_array(values, DTYPES[form], 2, f"values of table '{table}'")
         _need_array(state, np.float32, 2, f"state of table '{table}'")
         if values.shape != (ids.size, dim) or state.shape != (ids.size, width):
             raise StoreError(
@@ -414,29 +567,89 @@ class Store:
         """What the row of an id starts as, in fp32: a function of (seed, table name, id) alone."""
         return _native.initial_values(self.specs[self.index(table)], row_id)
 
+    def partitions_of(self, ids: NDArray[np.uint64]) -> NDArray[np.uint64]:
+        """[N] the partition of each id, in every table."""
+        bits = self.partitions.bit_length() - 1
+        return _native.mix(ids) >> np.uint64(64 - bits) if bits else np.zeros(ids.size, np.uint64)
+
     def index(self, table: str) -> int:
         """Place of a table in the configuration. Raises StoreError for an unknown one."""
         if table not in self._index:
             raise StoreError(f"there is no table '{table}'; {did_you_mean(table, self.names)}")
         return self._index[table]
 
+    def _look(self) -> None:
+        """Limits what tables may take to what there is, as soon as they have taken some of it."""
+        held = self._native.held_bytes()
+        if held >= self._look_at:
+            left = self.room.left_bytes()
+            self._native.set_limit(held + left)
+            # Where little is left it is looked each time: others may have given some back.
+            self._look_at = held + min(left // 4, LOOK_BYTES) if left > LOOK_BYTES_LEAST else 0
+
     def _call(self, call: Callable[[], T]) -> T:
         """Maps what native code raises to satrap's errors: the one place where it enters."""
         try:
             return call()
         except MemoryError as e:
-            held = sum(sum(self.size(t)[1:]) for t in self.names)
+            self._look_at = 0
+            held = {t: (sum(size[1:]), size[0]) for t in self.names if (size := self.size(t))[0]}
+            largest = sorted(held, key=held.__getitem__, reverse=True)[:3]
+            tables = ", ".join(f"'{t}' {held[t][0] / 2**30:.2f} GiB ({held[t][1]:,} rows)" for t in largest)
+            total = sum(n for n, _ in held.values())
             raise StoreError(
-                f"out of memory: the tables hold {held / 2**30:.2f} GiB; use a smaller dim or format, "
-                "or a machine with more memory"
+                f"out of memory: {self.room.text()}. Its tables hold {total / 2**30:.2f} GiB{', ' if tables else ''}"
+                f"{tables}, and asked for more. Bound a table (tables.NAME.capacity), store its rows in fewer bytes "
+                "(format, dim), use more servers, or raise the limit. All rows are as they were: a checkpoint can "
+                "still be saved"
             ) from e
-        except (ValueError, TypeError) as e:
+        except (ValueError, TypeError, RuntimeError) as e:
             raise StoreError(str(e)) from e
+
+
+def rows_of(table: Table, ids: NDArray[np.uint64], seed: int) -> NDArray[np.uint64]:
+    """[N·k] the row numbers of ids [N] in a table of fixed size, k (`rows_per_id`) an id, one id behind the other.
+
+    A function of (seed, table name, id) alone.
+    """
+    _need_array(ids, np.uint64, 1, f"ids of table '{table.name}'")
+    match table.ids:
+        case Hashed(rows=rows, hashes=hashes):
+            return _native.hash_ids(ids, row_key(table, seed), rows, hashes)
+        case QuotientRemainder(rows=rows):
+            return _native.split_ids(ids, row_key(table, seed), rows)
+        case None:
+            return ids
+
+
+def mixed(ids: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    """[N] the mixed ids, whose upper bits are the partition and in whose order rows are exported."""
+    return _native.mix(ids)
+
+
+def bound_partition(state: NDArray[np.uint8]) -> int:
+    """Of which partition a bound state is."""
+    return int.from_bytes(state[4:8].tobytes(), "little")
+
+
+def blank_bound(state: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """The bound state of the same partition before anything has happened (docs/formats/rows.md)."""
+    blank = np.zeros_like(state)
+    blank[:16], blank[32:40], blank[72:80] = state[:16], 255, state[72:80]
+    return blank
 
 
 def available_cores() -> int:
     """Cores this process may run on."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _capacity_text(table: Table) -> str:
+    c, k = table.capacity, table.cold
+    if k is not None:
+        c = Capacity(rows=k.memory_rows, bytes=k.memory_bytes)
+    assert c is not None
+    return f"{c.rows} rows" if c.bytes is None else f"{c.bytes} bytes"
 
 
 def _none(dim: int) -> NDArray[np.float32]:
@@ -455,47 +668,3 @@ def _need_array(x: object, dtype: type[np.generic], dims: int, what: str) -> Non
     if not isinstance(x, np.ndarray) or x.dtype != dtype or x.ndim != dims or not x.flags.c_contiguous:
         got = f"{x.dtype} of {x.ndim} dimensions" if isinstance(x, np.ndarray) else type(x).__name__
         raise StoreError(f"{what} must be a contiguous {np.dtype(dtype).name} array of {dims} dimensions, got {got}")
-
-
-def _spec(table: Table, seed: int) -> _native.TableSpec:
-    if not 1 <= table.dim <= 4096:
-        raise StoreError(f"table '{table.name}': dim must be 1 to 4096, got {table.dim}")
-    kind, o = _optimizer(table.optimizer, table.name)
-    initializer, a, b = _initializer(table.initializer)
-    key = xxhash.xxh3_64_intdigest(table.name.encode(), seed=seed & (2**64 - 1))
-    settings = [
-        o.get("lr", 0.0),
-        o.get("momentum", 0.0),
-        o.get("beta1", 0.0),
-        o.get("beta2", 0.0),
-        o.get("eps", 0.0),
-        o.get("weight_decay", 0.0),
-        o.get("initial_accumulator", 0.0),
-        o.get("beta", 0.0),
-        o.get("l1", 0.0),
-        o.get("l2", 0.0),
-    ]
-    return _native.table_spec(
-        table.dim, _FORMATS[table.format], kind, settings, initializer, a, b, table.max_gradient or 0.0, key
-    )
-
-
-def _optimizer(optimizer: Optimizer | None, table: str) -> tuple[int, dict[str, float]]:
-    kinds: dict[type, int] = {SGD: 0, Adagrad: 1, RowWiseAdagrad: 2, Adam: 3, AdamW: 4, Ftrl: 5}
-    if optimizer is None:
-        raise StoreError(f"table '{table}' has no optimizer; use Job.resolved_tables(), which fills it in")
-    return kinds[type(optimizer)], {f: getattr(optimizer, f) for f in optimizer.__struct_fields__}
-
-
-def _initializer(spec: Initializer) -> tuple[int, float, float]:
-    match spec:
-        case Uniform():
-            return 0, spec.low, spec.high
-        case Normal():
-            return 1, spec.mean, spec.std
-        case TruncatedNormal():
-            return 2, spec.mean, spec.std
-        case Constant():
-            return 3, spec.value, 0.0
-        case Zeros():
-            return 3, 0.0, 0.0

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 T = TypeVar("T", np.uint64, np.uint8)
 
+HALF_TOO_LARGE = 65520.0
+"""Finite values from here on, times the scale, would round to infinity."""
 _CODES = {WireFormat.FP32: 0, WireFormat.FP16: 1, WireFormat.INT8: 2}
 
 
@@ -72,13 +74,47 @@ def encode_rows(
     else:
         _need(out, np.uint8, 1, "out")
     _check_scale(format, scale)
+    largest = _encoded(values, format, scale, order, out)
+    if largest >= HALF_TOO_LARGE * scale:
+        raise StoreError(f"encode_rows: scale {scale} is too small for fp16; values reach {largest}")
+    return out
+
+
+def encode_fitted(
+    values: NDArray[np.float32], format: WireFormat, out: NDArray[np.uint8], *, least: float, guess: float
+) -> float:
+    """`encode_rows` with the scale that `fp16_scale` would choose, which it returns; 1 in the other formats.
+
+    A right `guess`, a power of two, saves a pass over the values; it never changes the result.
+
+    >>> out = np.empty(4, np.uint8)
+    >>> encode_fitted(np.array([[3e5, -0.1]], np.float32), WireFormat.FP16, out, least=1.0, guess=1.0)
+    16.0
+    """
+    if format is not WireFormat.FP16:
+        encode_rows(values, format, out=out)
+        return 1.0
+    _need(values, np.float32, 2, "values")
+    _need(out, np.uint8, 1, "out")
+    _check_scale(format, guess)
+    largest = _encoded(values, format, guess, None, out)
+    scale = _native.half_scale(largest, least) if largest else max(1.0, least)
+    if scale != guess:
+        _encoded(values, format, scale, None, out)
+    return scale
+
+
+def _encoded(
+    values: NDArray[np.float32],
+    format: WireFormat,
+    scale: float,
+    order: NDArray[np.uint32] | None,
+    out: NDArray[np.uint8],
+) -> float:
     try:
-        fits = _native.encode_rows(values, _CODES[format], scale, order, out)
+        return _native.encode_rows(values, _CODES[format], scale, order, out)
     except (ValueError, TypeError) as e:
         raise StoreError(f"encode_rows: {e}") from e
-    if not fits:
-        raise StoreError(f"encode_rows: scale {scale} is too small for fp16; values reach {_native.largest(values)}")
-    return out
 
 
 def decode_rows(
