@@ -5,6 +5,8 @@
     ├── DataError         the user's data does not fit the job
     ├── StoreError        a table cannot do what was asked
     ├── CheckpointError   a checkpoint is damaged, incomplete or does not fit
+    │   └── SaveError     one could not be written where it should be; those before it are intact
+    ├── JournalError      a server's journal or snapshot is damaged, does not fit, or cannot be written
     ├── ServiceError      a parameter server refused a request, or cannot be asked
     │   ├── ServerUnreachable   it did not answer in time
     │   ├── ServerLost          it answers, but the rows it had are gone
@@ -42,6 +44,16 @@ class StoreError(SatrapError):
 
 class CheckpointError(SatrapError):
     """A checkpoint is damaged, incomplete, or does not fit the job."""
+
+
+class SaveError(CheckpointError):
+    """A checkpoint could not be written: a full disk, an object store that refuses. Those before it are intact, and the
+    next attempt may succeed."""
+
+
+class JournalError(SatrapError):
+    """A server's journal or snapshot is damaged, does not fit its tables, or cannot be written. Where it cannot be
+    written, what was asked was not done."""
 
 
 class ServiceError(SatrapError):

@@ -20,6 +20,7 @@ from satrap.schema import (
     Sequence,
     Table,
     Train,
+    ValueFormat,
     job_to_dict,
     override,
 )
@@ -65,8 +66,8 @@ def test_a_name_with_a_dot_is_reached(job: Job) -> None:
 
 def test_a_table_in_use_but_not_declared_is_reached_with_the_default_dim(job: Job) -> None:
     # Most jobs declare no table at all; tables.NAME.dim=32 must still work.
-    changed = override(job, ["tables.item.id.max_gradient=1", "default_dim=4"])
-    assert changed.tables[1:] == (Table(name="item.id", dim=4, max_gradient=1.0),)
+    changed = override(job, ["tables.item.id.max_gradient=1", "default_dim=4", "default_format=int8"])
+    assert changed.tables[1:] == (Table(name="item.id", dim=4, format=ValueFormat.INT8, max_gradient=1.0),)
     assert changed.tables[0] == job.tables[0]
 
 
@@ -123,6 +124,17 @@ def test_every_untagged_kind_is_known_to_overrides(job: Job) -> None:
 
     walk(job, "")
     assert found == _PLAIN_KINDS
+
+
+@pytest.mark.parametrize("table", ["user", "item.id"])
+def test_a_setting_of_a_part_that_a_table_has_not_begins_it_declared_or_not(table: str, job: Job) -> None:
+    # In a table that the job does not declare, it was told to be an unknown key.
+    changed = override(job, [f"tables.{table}.capacity.rows=500"])
+    found = {t.name: t for t in changed.tables}[table]
+    assert found.capacity is not None
+    assert found.capacity.rows == 500
+    before = {t.name: t for t in job.resolved_tables()}
+    assert override(changed, [f"tables.{table}.capacity=null"]).resolved_tables() == tuple(before.values())
 
 
 def test_a_whole_part_can_be_given_as_yaml(job: Job) -> None:

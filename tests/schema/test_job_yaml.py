@@ -31,9 +31,11 @@ from satrap.schema import (
     Normal,
     Numeric,
     Pooling,
+    Rounding,
     RowWiseAdagrad,
     Schedule,
     Sequence,
+    StateFormat,
     Store,
     Table,
     Train,
@@ -66,7 +68,7 @@ def small(name: str = "job", features: tuple[Categorical | Sequence | Numeric, .
 
 
 INITIALIZERS = [Uniform(low=-1, high=2), Normal(std=0.5), TruncatedNormal(mean=1.0), Constant(value=0.1), Zeros()]
-OPTIMIZERS = [SGD(momentum=0.9), Adagrad(), RowWiseAdagrad(lr=1e-3), Adam(), AdamW(weight_decay=0.5), Ftrl(l1=1.0)]
+OPTIMIZERS = [SGD(momentum=0.9), Adagrad(), RowWiseAdagrad(), Adam(lr=0.1), AdamW(state=StateFormat.INT8), Ftrl(l1=1.0)]
 MODELS = [MLP(hidden=()), DLRM(), DCNv2(low_rank=4), DeepFM(), WideDeep(), Custom(path="a.b:C", args={"n": [1, 2]})]
 
 
@@ -76,7 +78,8 @@ def test_a_job_with_every_part_set_is_equal_after_saving_and_loading(model: MLP,
         Table(
             name=f"t{i}",
             dim=4,
-            format=ValueFormat.FP16,
+            format=list(ValueFormat)[1 + i % 3],
+            rounding=[None, *Rounding][i % 3],
             wire=list(WireFormat)[i % 3],
             initializer=INITIALIZERS[i % 5],
             optimizer=o,
@@ -88,6 +91,7 @@ def test_a_job_with_every_part_set_is_equal_after_saving_and_loading(model: MLP,
         name="all",
         seed=2**63 - 1,
         default_dim=4,
+        default_format=ValueFormat.BF16,
         data=Data(
             train=("s3://bucket/a b.parquet", "c.csv"),
             label=(Label(column="y", positive=">50K"), Label(column="z", positive=1)),

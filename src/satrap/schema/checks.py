@@ -12,10 +12,19 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from satrap.errors import JobError, did_you_mean
-from satrap.schema.features import Categorical, Numeric
+from satrap.schema.features import Categorical, Numeric, Sequence
 from satrap.schema.models import DLRM, Custom, DCNv2, DeepFM, ModelSpec
-from satrap.schema.optimizers import Ftrl, Optimizer, RowWiseAdagrad
-from satrap.schema.tables import Normal, Table, TruncatedNormal, Uniform
+from satrap.schema.optimizers import Ftrl, Optimizer, RowWiseAdagrad, StateFormat
+from satrap.schema.tables import (
+    DENSE_TABLE,
+    Hashed,
+    Normal,
+    QuotientRemainder,
+    Table,
+    TruncatedNormal,
+    Uniform,
+    ValueFormat,
+)
 
 if TYPE_CHECKING:
     from satrap.schema.job import Data, Job, Store, Train
@@ -37,11 +46,12 @@ def check(job: Job) -> None:
     _model(job.model, job)
     _train(job.train)
     _store(job.store)
-    _need(
-        job.train.early_stopping is None or bool(job.data.valid),
-        "train.early_stopping",
-        "needs validation rows; set data.valid to a fraction or to files",
-    )
+    for where, wanted in (
+        ("train.early_stopping", job.train.early_stopping),
+        ("train.checkpoint.best", job.train.checkpoint.best),
+    ):
+        needs = "needs validation rows; set data.valid to a fraction or to files"
+        _need(wanted is None or bool(job.data.valid), where, needs)
 
 
 def _need(ok: bool, where: str, message: str) -> None:
@@ -132,14 +142,71 @@ def _tables(job: Job) -> None:
     _between("default_dim", job.default_dim, 1, DIM_MAX)
     _unique((t.name for t in job.tables), "tables")
     used = {job.table_of(f) for f in job.id_features}
+    _need(DENSE_TABLE not in used, "features", f"a table cannot be named '{DENSE_TABLE}': the dense weights' table is")
     for table in job.tables:
         where = f"tables.{table.name}"
         _need(table.name in used, where, f"no feature uses this table; {did_you_mean(table.name, used)}")
         _between(f"{where}.dim", table.dim, 1, DIM_MAX)
         _above_zero(f"{where}.max_gradient", table.max_gradient)
+        rounded = table.rounding is None or table.format is not ValueFormat.FP32
+        _need(rounded, f"{where}.rounding", "fp32 rounds nothing; set format to fp16, bf16 or int8")
         _initializer(table, f"{where}.initializer")
         if table.optimizer is not None:
             _optimizer(table.optimizer, f"{where}.optimizer")
+        _bounds(table, where, job.store.partitions)
+        _ids(table, where, job)
+
+
+def _ids(table: Table, where: str, job: Job) -> None:
+    if table.ids is None:
+        return
+    most = 2**32 - 1 if isinstance(table.ids, QuotientRemainder) else 2**63
+    _between(f"{where}.ids.rows", table.ids.rows, 1, most)
+    if isinstance(table.ids, Hashed):
+        _between(f"{where}.ids.hashes", table.ids.hashes, 1, 8)
+    message = "the table has a fixed size, and its rows are shared; leave out capacity, expire and admit"
+    _need(not table.bounded, f"{where}.ids", message)
+    one = [f.name for f in job.id_features if isinstance(f, Sequence) and job.table_of(f) == table.name]
+    _need(
+        table.rows_per_id == 1 or not one,
+        f"{where}.ids",
+        f"a sequence has one row an id, and '{one[0] if one else ''}' is one; use hashed with hashes: 1",
+    )
+
+
+def _bounds(table: Table, where: str, partitions: int) -> None:
+    c, e, a = table.capacity, table.expire, table.admit
+    if c is not None:
+        at = f"{where}.capacity"
+        _need((c.rows is None) != (c.bytes is None), at, "give rows or bytes, one of the two")
+        _need(
+            c.rows is None or c.rows >= partitions,
+            f"{at}.rows",
+            f"must be a row or more for each partition (store.partitions: {partitions}), got {c.rows}",
+        )
+        _above_zero(f"{at}.bytes", c.bytes)
+    if table.cold is not None:
+        at, k = f"{where}.cold", table.cold
+        _need(
+            (k.memory_rows is None) != (k.memory_bytes is None), at, "give memory_rows or memory_bytes, one of the two"
+        )
+        _need(
+            k.memory_rows is None or k.memory_rows >= partitions,
+            f"{at}.memory_rows",
+            f"must be a row or more for each partition (store.partitions: {partitions}), got {k.memory_rows}",
+        )
+        _above_zero(f"{at}.memory_bytes", k.memory_bytes)
+        _need(
+            c is None, at, "rows beyond the memory go to disk, rows beyond a capacity for good; leave one of them out"
+        )
+        _need(e is None, at, "rows on disk do not expire; leave out cold or expire")
+    if e is not None:
+        _need((e.steps is None) != (e.seconds is None), f"{where}.expire", "give steps or seconds, one of the two")
+        _least(f"{where}.expire.steps", e.steps, 1)
+        _least(f"{where}.expire.seconds", e.seconds, 1)
+    if a is not None:
+        _between(f"{where}.admit.sightings", a.sightings, 2, 255)
+        _between(f"{where}.admit.window", a.window, partitions, 1 << 40)
 
 
 def _initializer(table: Table, where: str) -> None:
@@ -165,7 +232,7 @@ def _model(model: ModelSpec, job: Job) -> None:
         _least("model.cross_layers", model.cross_layers, 1)
         _least("model.low_rank", model.low_rank, 1)
     if isinstance(model, DLRM | DeepFM):
-        dims = {t.name: t.dim for t in job.resolved_tables()}
+        dims = {t.name: t.dim for t in job.resolved_tables() if t.name != DENSE_TABLE}
         name = type(model).__name__
         _need(len(dims) > 0, "model", f"{name} needs features with embeddings, and all of this job's are numeric")
         _need(len(set(dims.values())) == 1, "model", f"{name} needs tables of one dim, got {dims}")
@@ -181,15 +248,27 @@ def _train(t: Train) -> None:
     _need(t.micro_batch_size is None or 1 <= t.micro_batch_size <= t.batch_size, "train.micro_batch_size", whole)
     _between("train.staleness", t.staleness, 0, STALENESS_MAX)
     _least("train.sync_warmup_steps", t.sync_warmup_steps, 0)
+    lockstep = t.dense_mode == "sync" or t.sync_warmup_steps == 0
+    _need(lockstep, "train.sync_warmup_steps", "with dense_mode: async no step is synchronous; set it to 0")
     for name in ("epochs", "max_steps", "log_every_steps", "eval_every_steps"):
         _least(f"train.{name}", getattr(t, name), 1)
     _above_zero("train.clip_norm", t.clip_norm)
     _between("train.threads", t.threads, 1, THREADS_MAX)
     _least("train.checkpoint.keep", t.checkpoint.keep, 1)
     _least("train.checkpoint.every_steps", t.checkpoint.every_steps, 1)
+    folder, best = t.checkpoint.folder, t.checkpoint.best
+    _need(folder is None or folder.strip() != "", "train.checkpoint.folder", "must name a folder or a URL")
+    judged = None if t.early_stopping is None else t.early_stopping.metric
+    _need(
+        judged is None or best in (None, judged),
+        "train.checkpoint.best",
+        f"is {best}, but train.early_stopping keeps the best by {judged}; leave one of them out",
+    )
     tables_only = isinstance(t.optimizer, RowWiseAdagrad | Ftrl)
     tables_only_message = "rowwise_adagrad and ftrl are for tables; use adam, adamw, adagrad or sgd"
     _need(not tables_only, "train.optimizer", tables_only_message)
+    narrow = getattr(t.optimizer, "state", StateFormat.FP32) is not StateFormat.FP32
+    _need(not narrow, "train.optimizer.state", "int8 is for tables; the dense network's state is fp32")
     _optimizer(t.optimizer, "train.optimizer")
     _optimizer(t.embedding_optimizer, "train.embedding_optimizer")
     _schedule(t)
@@ -209,6 +288,9 @@ def _schedule(t: Train) -> None:
 
 def _store(s: Store) -> None:
     _between("store.threads", s.threads, 1, THREADS_MAX)
+    _above_zero("store.memory", s.memory)
+    absolute = s.cold_folder is None or s.cold_folder.startswith("/")
+    _need(absolute, "store.cold_folder", f"must be an absolute path, the same on every machine, got {s.cold_folder!r}")
     power = s.partitions > 0 and s.partitions & (s.partitions - 1) == 0
     _need(
         power and s.partitions <= PARTITIONS_MAX,

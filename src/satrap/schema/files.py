@@ -7,8 +7,9 @@ The YAML is that of version 1.2 in what a person would trip over: `yes`, `no`, `
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, TypeVar, get_args
 
 import yaml
 
@@ -16,6 +17,9 @@ from satrap.errors import JobError, did_you_mean
 from satrap.schema.features import Feature
 from satrap.schema.job import Job, short_forms
 from satrap.schema.strict import convert, item_name, plain
+from satrap.schema.tables import Table
+
+T = TypeVar("T")
 
 _SCALARS = {
     "bool": (r"true|True|TRUE|false|False|FALSE", "tTfF"),
@@ -36,7 +40,12 @@ class _Loader(yaml.SafeLoader):
 
 
 class _Dumper(yaml.SafeDumper):
-    """Quotes every text that this loader, or one of YAML 1.1, would read as something else."""
+    """Quotes every text that this loader, or one of YAML 1.1, would read as something else. What stands twice is
+    written twice."""
+
+    def ignore_aliases(self, data: Any) -> bool:
+        """No anchors: a person reads this."""
+        return True
 
 
 def _text(dumper: _Dumper, text: str) -> yaml.ScalarNode:
@@ -80,14 +89,19 @@ def _parse(text: str) -> Any:
 
 def load_job(path: str | Path) -> Job:
     """Reads a job from a YAML file. Raises JobError naming the file, the key and what is expected."""
+    return read_as(path, "job", job_from_dict)
+
+
+def read_as(path: str | Path, what: str, make: Callable[[Any], T]) -> T:
+    """Reads a YAML file and makes something of its tree. `what`: its kind, for messages. Raises JobError naming it."""
     try:
         text = Path(path).read_text(encoding="utf-8")
     except FileNotFoundError as e:
-        raise JobError(f"there is no job file {path}{_nearest(Path(path))}") from e
+        raise JobError(f"there is no {what} file {path}{_nearest(Path(path))}") from e
     except (OSError, UnicodeDecodeError) as e:
-        raise JobError(f"cannot read the job file {path}: {e.strerror if isinstance(e, OSError) else e}") from e
+        raise JobError(f"cannot read the {what} file {path}: {e.strerror if isinstance(e, OSError) else e}") from e
     try:
-        return job_from_dict(_parse(text))
+        return make(_parse(text))
     except yaml.YAMLError as e:
         raise JobError(f"{path} is not valid YAML: {e}") from e
     except JobError as e:
@@ -120,8 +134,13 @@ def job_to_dict(job: Job) -> dict[str, Any]:
 
 def save_job(job: Job, path: str | Path) -> None:
     """Writes the whole job as YAML, every setting spelled out."""
-    text = yaml.dump(job_to_dict(job), Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=110)
-    Path(path).write_text(text, encoding="utf-8")
+    Path(path).write_text(to_yaml(job_to_dict(job)), encoding="utf-8")
+
+
+def to_yaml(tree: Any) -> str:
+    """Plain dicts and lists as YAML that `read_as` reads as the same."""
+    text: str = yaml.dump(tree, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=110)
+    return text
 
 
 def override(job: Job, assignments: list[str]) -> Job:
@@ -132,8 +151,8 @@ def override(job: Job, assignments: list[str]) -> Job:
     the old kind do not carry over. Raises JobError for a path that does not exist or a value that does not fit.
     """
     tree = job_to_dict(job)
-    # Undeclared tables are written out with the default dim, so that one has to be known first.
-    for text in sorted(assignments, key=lambda a: not a.startswith("default_dim=")):
+    # Undeclared tables are written out with the default dim and format, so those have to be known first.
+    for text in sorted(assignments, key=lambda a: not a.startswith(("default_dim=", "default_format="))):
         path, eq, value = text.partition("=")
         if not eq or not path:
             raise JobError(f"override '{text}': write it as key.subkey=value, for example train.staleness=0")
@@ -196,4 +215,6 @@ def _walk(tree: dict[str, Any], keys: list[str], text: str) -> dict[str, Any]:
 def _undeclared_tables(tree: dict[str, Any]) -> dict[str, dict[str, Any]]:
     """Tables that features use without the job declaring them, as they would be declared."""
     names = [f.get("table") or f.get("name") for f in tree["features"] if f.get("kind") != "numeric"]
-    return {name: {"name": name, "dim": tree["default_dim"]} for name in names}
+    made = {"dim": tree["default_dim"], "format": tree["default_format"]}
+    # With every setting, so that those of an optional part (`capacity.rows`) have a place to go to.
+    return {name: {**plain(Table(name=str(name), dim=1)), **made} for name in names}

@@ -12,7 +12,7 @@ from satrap.schema.features import Categorical, Feature, Label, Numeric, Sequenc
 from satrap.schema.models import MLP, ModelSpec
 from satrap.schema.optimizers import Adam, Optimizer, RowWiseAdagrad
 from satrap.schema.strict import convert, plain
-from satrap.schema.tables import Table
+from satrap.schema.tables import DENSE_DIM, DENSE_TABLE, Table, ValueFormat, Zeros
 
 
 class Data(Spec, frozen=True, kw_only=True):
@@ -52,11 +52,17 @@ class EarlyStopping(Spec, frozen=True, kw_only=True):
 
 
 class Checkpointing(Spec, frozen=True, kw_only=True):
-    """When checkpoints are saved, beside the one at the end and on Ctrl-C."""
+    """When checkpoints are saved, beside the one at the end and on Ctrl-C; where, and which are kept."""
 
     every_steps: int | None = None
     keep: int = 3
     """The newest kept, besides the best."""
+    best: Literal["auc", "log_loss"] | None = None
+    """Saves and keeps the checkpoint that validates best by this metric, and names it `best`. With `early_stopping`
+    that happens by its metric in any case. The run itself still ends with its last model."""
+    folder: str | None = None
+    """A folder or URL (`gs://bucket/models`, `s3://…`, any scheme of fsspec or pyarrow) under which the run keeps its
+    checkpoints, in a folder of the run's name. None: `checkpoints` in the run folder."""
 
 
 class Train(Spec, frozen=True, kw_only=True):
@@ -79,7 +85,17 @@ class Train(Spec, frozen=True, kw_only=True):
     staleness: int = 4
     """Pushes that may be outstanding when a batch is pulled. 0: synchronous, the result of a single process."""
     sync_warmup_steps: int = 0
-    """First steps that run with staleness 0."""
+    """First steps that run with staleness 0, at the speed of synchronous training. A few times `staleness` where a run
+    has only some hundred steps in all; later on it makes no difference."""
+    staleness_damping: bool = True
+    """Divides that part of the rows' gradient which all samples of a batch share by 1 + the pushes outstanding, none of
+    which sees the others push the same way: with batches of thousands it would overshoot and swing. No effect at
+    staleness 0. Turn it off with batches of hundreds, where nothing swings and it costs a little, or for a network
+    that has no weights of its own to make up for it (no biases)."""
+    dense_mode: Literal["sync", "async"] = "sync"
+    """sync: every worker steps the same dense weights by the sum of all workers' gradients. async: the dense weights
+    are rows of a table on the servers too, up to `staleness` pushes old when a worker computes with them, and no worker
+    waits for another. For comparison only: it costs accuracy."""
     precision: Literal["fp32", "bf16"] = "fp32"
     """bf16: the dense network under autocast; master weights, embeddings and optimizers stay fp32."""
     compile: bool = False
@@ -94,6 +110,10 @@ class Train(Spec, frozen=True, kw_only=True):
     log_every_steps: int = 20
 
 
+Durability = Literal["none", "process", "disk"]
+"""What an acknowledged gradient survives."""
+
+
 class Store(Spec, frozen=True, kw_only=True):
     """The memory of the tables."""
 
@@ -101,6 +121,17 @@ class Store(Spec, frozen=True, kw_only=True):
     """Parts each table is cut into by id, for files and servers; fixed for the life of a model. A power of 2."""
     threads: int | None = None
     """Threads of lookups and updates. None: the cores this process may use."""
+    memory: int | None = None
+    """Bytes of memory that a process which holds tables may use, all of it counted. Tables that would grow beyond it
+    end the run with an error, their rows intact. None: what its container and machine have, less a margin of a 32nd."""
+    cold_folder: str | None = None
+    """A folder on a local SSD, on every machine that holds tables: where the rows lie that do not fit into the memory
+    of tables with `cold`. Their files have no names and go with the process. None: the system's folder for temporary
+    files, which is no place for many rows where it lies in memory itself."""
+    durability: Durability = "none"
+    """Of parameter servers. none: a server that dies takes its rows with it, and the job goes back to its last
+    checkpoint. process: servers keep a journal, and one that is killed comes back with everything it has acknowledged.
+    disk: each acknowledgement is on disk before it is given, and survives power loss."""
 
 
 class Job(Spec, frozen=True, kw_only=True):
@@ -109,8 +140,10 @@ class Job(Spec, frozen=True, kw_only=True):
     data: Data
     features: tuple[Feature, ...]
     tables: tuple[Table, ...] = ()
-    """Tables to declare; a feature's table that is not listed is made with `default_dim`."""
+    """Tables to declare; a feature's table that is not listed is made with `default_dim` and `default_format`."""
     default_dim: int = 16
+    default_format: ValueFormat = ValueFormat.FP32
+    """How rows are stored; int8 for tables that are to take little memory."""
     model: ModelSpec = MLP()
     train: Train = Train()
     store: Store = Store()
@@ -132,15 +165,19 @@ class Job(Spec, frozen=True, kw_only=True):
         return feature.table or feature.name
 
     def resolved_tables(self) -> tuple[Table, ...]:
-        """Every table the features use, in order of first use, each with its optimizer filled in."""
+        """Every table of the job, each with its optimizer filled in: those the features use, in order of first use, and
+        with `dense_mode: async` that of the dense weights."""
         declared = {t.name: t for t in self.tables}
         used: dict[str, Table] = {}
         for f in self.id_features:
             name = self.table_of(f)
-            table = declared.get(name) or Table(name=name, dim=self.default_dim)
+            table = declared.get(name) or Table(name=name, dim=self.default_dim, format=self.default_format)
             if table.optimizer is None:
                 table = msgspec.structs.replace(table, optimizer=self.train.embedding_optimizer)
             used.setdefault(name, table)
+        if self.train.dense_mode == "async":
+            optimizer, zeros = self.train.optimizer, Zeros()
+            used[DENSE_TABLE] = Table(name=DENSE_TABLE, dim=DENSE_DIM, initializer=zeros, optimizer=optimizer)
         return tuple(used.values())
 
     def __post_init__(self) -> None:

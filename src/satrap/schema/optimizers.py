@@ -8,7 +8,21 @@ stepped on that row's own gradients: this is the definition, and the tests hold 
 
 from __future__ import annotations
 
+from enum import StrEnum
+
 from satrap.schema.base import Spec
+
+
+class StateFormat(StrEnum):
+    """How Adam's moments are stored in tables."""
+
+    FP32 = "fp32"
+    """4 bytes each."""
+    INT8 = "int8"
+    """1 byte each, with scales for blocks of 64 elements of a row (after Dettmers et al. 2022, 8-bit Optimizers via
+    Block-wise Quantization, arXiv 2110.02861). A code is a float of 3 bits of mantissa below the exponent of its block,
+    where the paper looks codes up in a table, and it is rounded at random: to the nearest, a second moment would never
+    change by the thousandth that a step changes it."""
 
 
 class SGD(Spec, frozen=True, kw_only=True, tag_field="kind", tag="sgd"):
@@ -51,6 +65,8 @@ class Adam(Spec, frozen=True, kw_only=True, tag_field="kind", tag="adam"):
     beta2: float = 0.999
     eps: float = 1e-8
     weight_decay: float = 0.0
+    state: StateFormat = StateFormat.FP32
+    """int8: a quarter of the memory for moments. Tables only."""
 
 
 class AdamW(Spec, frozen=True, kw_only=True, tag_field="kind", tag="adamw"):
@@ -61,6 +77,8 @@ class AdamW(Spec, frozen=True, kw_only=True, tag_field="kind", tag="adamw"):
     beta2: float = 0.999
     eps: float = 1e-8
     weight_decay: float = 0.01
+    state: StateFormat = StateFormat.FP32
+    """As Adam's."""
 
 
 class Ftrl(Spec, frozen=True, kw_only=True, tag_field="kind", tag="ftrl"):
