@@ -14,7 +14,7 @@ from data_reference import write
 
 from satrap.data import Inference, Reader, infer_job, measure
 from satrap.errors import DataError, JobError
-from satrap.schema import Categorical, Label, Numeric, Pooling, job_from_dict, job_to_dict
+from satrap.schema import Categorical, Label, Numeric, Pooling, Train, job_from_dict, job_to_dict
 
 RNG = np.random.default_rng(0)
 ROWS = 200
@@ -230,3 +230,18 @@ def test_files_without_rows_are_refused(tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_text("x,y\n")
     with pytest.raises(DataError, match="no rows to infer a job from"):
         infer_job(tmp_path / "a.csv", "y")
+
+
+# Forty-five thousand rows in batches of 4,096 are eleven steps: a first AUC that says nothing of the data.
+def test_few_rows_are_trained_on_in_small_batches_and_it_is_said(tmp_path: Path) -> None:
+    small = infer(tmp_path, COLUMNS)
+    assert small.job.train.batch_size == 64
+    assert "200 rows → batches of 64, so that an epoch has steps enough" in small.notes
+
+
+def test_many_rows_and_rows_nobody_counted_are_trained_on_in_default_batches(tmp_path: Path) -> None:
+    many = {"user": np.arange(700_000) % 20, "y": np.arange(700_000) % 2}
+    assert infer(tmp_path, many).job.train == Train()
+    pacsv.write_csv(pa.table(COLUMNS).select(["user", "y"]), tmp_path / "clicks.csv")
+    assert infer_job(tmp_path / "clicks.csv", "y", sample_rows=100).job.train == Train()
+    assert infer_job(tmp_path / "clicks.csv", "y").job.train.batch_size == 64

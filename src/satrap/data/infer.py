@@ -20,12 +20,15 @@ from satrap.data.files import AnyFormat, Paths, find_files
 from satrap.data.label import infer_label
 from satrap.data.sample import SAMPLE_ROWS, Sample, take_sample
 from satrap.errors import JobError, did_you_mean
-from satrap.schema import Categorical, Data, Feature, Job, Numeric, Pooling
+from satrap.schema import Categorical, Data, Feature, Job, Numeric, Pooling, Train
 
 _HEAVY_TAIL_SKEW = 2.0
 """Skewness above which non-negative numbers are put on a log scale (that of an exponential distribution)."""
 _DISTINCT_MIN_ROWS = 50
 """Rows a sample needs before `all values differ` says something."""
+_STEPS_AN_EPOCH = 150
+"""Steps that an epoch should have at least: few rows in large batches would hardly be trained on."""
+_BATCH_MIN = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +92,24 @@ def infer_job(
         format=format,
         weight=weight,
     )
-    return Inference(Job(data=data, features=tuple(features), name=name or _job_name(files[0].name)), notes)
+    train = Train(batch_size=batch_size_for(sample.rows))
+    if train.batch_size != Train().batch_size:
+        notes.append(f"{sample.rows:,} rows → batches of {train.batch_size:,}, so that an epoch has steps enough")
+    job = Job(data=data, features=tuple(features), train=train, name=name or _job_name(files[0].name))
+    return Inference(job, notes)
+
+
+def batch_size_for(rows: int | None) -> int:
+    """Samples of a step for so many rows of data: the default, or less where that would make too few steps.
+
+    >>> batch_size_for(None), batch_size_for(10_000_000), batch_size_for(50_000), batch_size_for(100)
+    (4096, 4096, 256, 64)
+    """
+    most = Train().batch_size
+    if rows is None:
+        return most
+    fit = max(1, rows // _STEPS_AN_EPOCH)
+    return max(_BATCH_MIN, min(most, 1 << (fit.bit_length() - 1)))
 
 
 def _job_name(path: str) -> str:

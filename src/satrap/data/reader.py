@@ -27,6 +27,7 @@ from satrap.data.order import HeldOut, Purpose, held_out, key, permutation
 from satrap.data.source import READ_ROWS, Order, Piece
 from satrap.data.stages import in_background
 from satrap.errors import DataError, JobError
+from satrap.observe.stages import StageSeconds
 from satrap.schema import Job
 
 Split = Literal["all", "train", "valid"]
@@ -149,10 +150,13 @@ class Reader:
         """
         compare(saved, self.fingerprint, but=("world",) if between_epochs else ())
 
-    def epoch(self, epoch: int = 0, start: Position | None = None) -> Generator[Batch, None, None]:
+    def epoch(
+        self, epoch: int = 0, start: Position | None = None, *, seconds: StageSeconds | None = None
+    ) -> Generator[Batch, None, None]:
         """The batches of an epoch, or those from a position on. Closing the generator stops its threads.
 
         A batch's position is where the data goes on after it; after the last one that is the next epoch's beginning.
+        `seconds`: where the time of reading and decoding is counted.
         Raises DataError for data that does not fit the job, for unreadable files, and for a position of other data.
         """
         start = start or Position(epoch)
@@ -162,6 +166,7 @@ class Reader:
             lambda: self._source.pieces(epoch, start.window),
             lambda pieces: self._windows(pieces, epoch, whole=start.window == 0),
             name="satrap-data",
+            seconds=seconds,
         )
         return self._batches(windows, start)
 

@@ -14,6 +14,8 @@ from satrap.data.text import header_of, read_text
 from satrap.errors import DataError
 
 SAMPLE_ROWS = 100_000
+ENOUGH_ROWS = 10_000_000
+"""Nothing that is inferred depends on whether there are more."""
 _PLACES = 8
 """Row groups a sample is taken from: a file sorted by its label or by time looks different at every place."""
 _SPELLED_BOOLS = ("true", "false", "True", "False", "TRUE", "FALSE")
@@ -27,6 +29,8 @@ class Sample:
     file: str
     """The first file, for messages."""
     format: Format
+    rows: int | None
+    """Rows of all files, counted no further than `ENOUGH_ROWS`. None: not known without reading them all."""
 
 
 def take_sample(files: list[File], rows: int) -> Sample:
@@ -35,7 +39,22 @@ def take_sample(files: list[File], rows: int) -> Sample:
     table = _parquet(files, rows) if kind == "parquet" else _text(files, rows)
     if table.num_rows == 0:
         raise DataError(f"{files[0].name}: there are no rows to infer a job from")
-    return Sample(table, files[0].name, kind)
+    whole = table.num_rows if table.num_rows < rows else None
+    return Sample(table, files[0].name, kind, _count_rows(files) if kind == "parquet" else whole)
+
+
+def _count_rows(files: list[File]) -> int:
+    """What the footers say, up to enough."""
+    counted = 0
+    for file in files:
+        try:
+            with file.filesystem.open_input_file(file.path) as f:
+                counted += pq.ParquetFile(f).metadata.num_rows
+        except (pa.ArrowException, OSError) as e:
+            raise DataError(f"{file.name}: not a readable Parquet file: {e}") from e
+        if counted >= ENOUGH_ROWS:
+            return ENOUGH_ROWS
+    return counted
 
 
 def _parquet(files: list[File], rows: int) -> pa.Table:

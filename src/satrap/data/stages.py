@@ -9,7 +9,10 @@ from __future__ import annotations
 import threading
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
-from typing import Generic, TypeVar
+from time import perf_counter, thread_time
+from typing import Any, Generic, TypeVar
+
+from satrap.observe.stages import StageSeconds, name_thread
 
 A = TypeVar("A")
 B = TypeVar("B")
@@ -29,6 +32,8 @@ class Queue(Generic[A]):
         self._ended = False
         self._stopped = False
         self._error: BaseException | None = None
+        self.waited_s = 0.0
+        """Seconds the consumer has waited for an item."""
 
     def put(self, item: A) -> None:
         """Waits for room. Raises Stopped once the consumer has gone."""
@@ -57,8 +62,10 @@ class Queue(Generic[A]):
         """Items until the end. Raises the producer's error; ends at once when stopped."""
         while True:
             with self._changed:
+                start = perf_counter()
                 while not self._items and not self._ended and not self._stopped:
                     self._changed.wait()
+                self.waited_s += perf_counter() - start
                 if self._stopped:
                     return
                 if not self._items:
@@ -72,18 +79,25 @@ class Queue(Generic[A]):
 
 
 def in_background(
-    source: Callable[[], Iterable[A]], stage: Callable[[Iterator[A]], Iterable[B]], *, name: str
+    source: Callable[[], Iterable[A]],
+    stage: Callable[[Iterator[A]], Iterable[B]],
+    *,
+    name: str,
+    seconds: StageSeconds | None = None,
 ) -> Generator[B, None, None]:
-    """Runs `source` in one thread and `stage` on its items in a second; yields what the stage yields.
+    """Runs `source` in one thread and `stage` on its items in a second; yields what the stage yields. Their time is
+    counted as `read` and `decode`.
 
     At most one item waits behind each thread, besides the one it works on. Threads start at the first `next` and have
     ended when the generator is closed or exhausted.
     """
     raw: Queue[A] = Queue(1)
     done: Queue[B] = Queue(1)
+    seconds = seconds or StageSeconds()
+    decode = (lambda: stage(iter(raw)), done, "decode", seconds, raw)
     threads = [
-        threading.Thread(target=_feed, args=(source, raw), name=f"{name}-read", daemon=True),
-        threading.Thread(target=_feed, args=(lambda: stage(iter(raw)), done), name=f"{name}-decode", daemon=True),
+        threading.Thread(target=_feed, args=(source, raw, "read", seconds), name=f"{name}-read", daemon=True),
+        threading.Thread(target=_feed, args=decode, name=f"{name}-decode", daemon=True),
     ]
     for thread in threads:
         thread.start()
@@ -96,12 +110,35 @@ def in_background(
             thread.join()
 
 
-def _feed(produce: Callable[[], Iterable[A]], queue: Queue[A]) -> None:
+_NONE: Any = object()
+
+
+def _feed(
+    produce: Callable[[], Iterable[A]],
+    queue: Queue[A],
+    stage: str,
+    seconds: StageSeconds,
+    before: Queue[Any] | None = None,
+) -> None:
+    """A thread: puts what is produced into a queue. `before`: the queue it takes from; waiting there is no work."""
+    name_thread(f"satrap-{stage}")
     items: Iterable[A] = ()
     try:
         items = produce()
-        for item in items:
+        each = iter(items)
+        while True:
+            waited, wall, cpu = 0.0 if before is None else before.waited_s, perf_counter(), thread_time()
+            item = next(each, _NONE)
+            took = perf_counter() - wall
+            idle = 0.0 if before is None else before.waited_s - waited
+            seconds.add(stage, took - idle, thread_time() - cpu)
+            if seconds.trace is not None:
+                seconds.trace.span(stage, wall + idle, took - idle)
+            if item is _NONE:
+                break
+            start = perf_counter()
             queue.put(item)
+            seconds.add("room_wait", perf_counter() - start)
             del item
         queue.end()
     except Stopped:
