@@ -9,6 +9,7 @@ nothing but its path.
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import threading
 from collections.abc import Callable, Sequence
@@ -23,6 +24,8 @@ from satrap.errors import ServiceError, TrainingError
 
 TARGETS_FILE = "metrics-targets.json"
 """In the run folder."""
+PORTS = 64
+"""Of one machine, from the one that is asked for."""
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
 Part = Callable[[], str]
@@ -42,18 +45,26 @@ class Endpoint:
     """
 
     def __init__(self, *parts: Part, host: str = "127.0.0.1", port: int = 0) -> None:
-        """Binds and serves. `port` 0: a free one. Raises ServiceError where it cannot listen there."""
+        """Binds and serves. `port` 0: a free one; else the first free one of `PORTS` from it on, since the processes of
+        a machine are told the same. Raises ServiceError where it cannot listen there."""
         self._parts = (*parts, _process_part())
-        try:
-            self._http = ThreadingHTTPServer((host, port), _handler(self._text))
-        except OSError as e:
-            raise ServiceError(f"metrics cannot be served at {host}, port {port}: {e.strerror}") from e
+        self._http = self._bound(host, port)
         self._http.daemon_threads = True
         bound = self._http.server_address
         self.address = f"{host}:{bound[1]}"
         """host:port"""
         self._thread = threading.Thread(target=self._http.serve_forever, name="satrap-metrics", daemon=True)
         self._thread.start()
+
+    def _bound(self, host: str, port: int) -> ThreadingHTTPServer:
+        last = port if port == 0 else port + PORTS - 1
+        for p in range(port, last + 1):
+            try:
+                return ThreadingHTTPServer((host, p), _handler(self._text))
+            except OSError as e:
+                if p == last or e.errno != errno.EADDRINUSE:
+                    raise ServiceError(f"metrics cannot be served at {host}, port {p}: {e.strerror}") from e
+        raise AssertionError("the last port returns or raises")
 
     def _text(self) -> str:
         return "\n".join(part().rstrip("\n") for part in self._parts) + "\n"
@@ -114,7 +125,7 @@ class Target(msgspec.Struct, frozen=True, kw_only=True):
     """A process of a run, and where its metrics are."""
 
     role: str
-    """server | worker"""
+    """server | worker | embedding worker"""
     index: int
     """Its number among those of its role."""
     address: str

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import platform
 import resource
@@ -36,6 +37,22 @@ def peak_rss_bytes() -> int:
 def cpu_seconds() -> float:
     """User and system time of all threads of this process, without its children."""
     return time.process_time()
+
+
+def threads_cpu_seconds(name: str) -> float:
+    """CPU seconds of the living threads of this process that the system knows by a name; 0 where it does not tell.
+
+    >>> threads_cpu_seconds("no such thread")
+    0.0
+    """
+    ticks = 0
+    with contextlib.suppress(OSError):
+        for task in os.scandir("/proc/self/task"):
+            with contextlib.suppress(OSError), open(f"{task.path}/stat", "rb") as f:
+                head, _, rest = f.read().rpartition(b")")
+                if head.partition(b"(")[2] == name.encode():
+                    ticks += sum(map(int, rest.split()[11:13]))
+    return ticks / os.sysconf("SC_CLK_TCK")
 
 
 def process_began_at() -> float:
@@ -86,6 +103,21 @@ def memory_limit_bytes(root: Path = _CGROUP) -> int | None:
     limits = [int(w[0]) for w in map(_words, files) if w and w[0] != "max"]
     limits = [n for n in limits if n < 1 << 60]  # version 1 writes "no limit" as a huge number
     return min(limits, default=None)
+
+
+def memory_in_use_bytes(root: Path = _CGROUP) -> int | None:
+    """Memory in use in the control group with the least left of its limit, without what the kernel would give up (files
+    not in use); None without a limit."""
+    left = []
+    for folder in (*_cgroups(root), root / "memory"):
+        most = _words(folder / "memory.max") or _words(folder / "memory.limit_in_bytes")
+        now = _words(folder / "memory.current") or _words(folder / "memory.usage_in_bytes")
+        if not most or not now or most[0] == "max" or int(most[0]) >= 1 << 60:
+            continue
+        stat = dict(line.split()[:2] for line in _lines(folder / "memory.stat") if len(line.split()) == 2)
+        files = int(stat.get("inactive_file", stat.get("total_inactive_file", 0)))
+        left.append((int(most[0]) - int(now[0]), max(0, int(now[0]) - files)))
+    return min(left)[1] if left else None
 
 
 def memory_bytes() -> int:

@@ -23,10 +23,10 @@ if TYPE_CHECKING:
 
 _REFRESH_HZ = 2  # a redraw holds the GIL for a few milliseconds
 
-FIGURES = ("step", "samples_per_s", "loss", "auc", "staleness", "rows", "rss_bytes", "processes")
+FIGURES = ("step", "samples_per_s", "rows_per_s", "loss", "auc", "staleness", "rows", "rss_bytes", "processes")
 """Fields of `Progress.update` that are shown, in this order; others are taken and not shown."""
 
-_TITLES = {"samples_per_s": "samples/s", "auc": "AUC", "rss_bytes": "memory", "processes": ""}
+_TITLES = {"samples_per_s": "samples/s", "rows_per_s": "rows/s", "auc": "AUC", "rss_bytes": "memory", "processes": ""}
 
 
 class Progress:
@@ -51,12 +51,13 @@ class Progress:
         interval_s: float = 5.0,
         file: TextIO | None = None,
         title: str = "training",
+        unit: str = "samples",
         below: Callable[[], RenderableType | None] | None = None,
     ) -> None:
         """`show` None: live on a terminal, lines elsewhere; True: the same, whatever else is asked; False: nothing.
 
         `total_samples`: of all epochs together; None where it is not known. `interval_s`: least time between lines.
-        `below`: drawn under the figures of a live display, whenever it is drawn.
+        `unit`: what `samples` are. `below`: drawn under the figures of a live display, whenever it is drawn.
         """
         self._file = file if file is not None else sys.stderr
         self._mode: Literal["live", "lines", "none"] = "none"
@@ -64,7 +65,7 @@ class Progress:
             live = self._file.isatty() and os.environ.get("TERM") != "dumb"
             self._mode = "live" if live else "lines"
         self._total, self._epochs = total_samples, epochs
-        self._interval_s, self._title = interval_s, title
+        self._interval_s, self._title, self._unit = interval_s, title, unit
         self._below = below
         self._now: dict[str, Any] = {}
         self._shown = False  # whether a line showed what `_now` holds
@@ -180,7 +181,7 @@ class Progress:
         what = self._title
         if self._epochs > 1 and "epoch" in now:
             what += f"  epoch {now['epoch'] + 1}/{self._epochs}"
-        done = f"{int(now.get('samples', 0)):,}" + (f" of {self._total:,} samples" if self._total else " samples")
+        done = f"{int(now.get('samples', 0)):,}" + (f" of {self._total:,}" if self._total else "") + f" {self._unit}"
         if (doing := self._doing) is not None:
             what += f"  {doing[0]} {duration(time.monotonic() - doing[1])}"
         times = f"{duration(time.monotonic() - self._started)} gone"

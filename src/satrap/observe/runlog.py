@@ -4,12 +4,17 @@ Every record has `kind` and `time` (seconds since 1970). What is not a number is
 
     start       step (0, or the step a resume goes on from), and what the trainer tells of the run and the machine
     train       step, epoch, samples (so far), loss, auc (so far), samples_per_s, staleness_mean, staleness_max,
-                lr_factor, rss_bytes, rows
+                lr_factor, rss_bytes, rows; and of the interval, by stage, stages_s (the clock) and stages_cpu_s
     eval        split (train | valid | test), step, label where there are several, and the fields of `Metrics`:
                 auc, auc_error_bound, log_loss, normalized_entropy, calibration, ece, samples, positives, roc,
                 reliability, scores, note
     checkpoint  step, path
-    end         step, stopped, and the figures of the result
+    checkpoint_failed  step, problem: what was not written, or not removed
+    end         step, stopped, the figures of the result, and: tables (rows and bytes of each), staleness (gradients
+                by updates between lookup and push), hot_ids (of worker 0's sample), profile (`observe.profile`)
+    restart     step (that all went back to), why, placement_epoch, gradients_back, exact
+    revived     process (a server that came back with all it had), host, seconds
+    profile     profile: that of `end`, with the servers; of runs on servers
 
 Fields may be added to any kind. A resume appends: it starts with a `start` record of its own, and what earlier records
 say of later steps no longer counts (`read_metrics` leaves it out).
