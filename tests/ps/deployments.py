@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import numpy as np
+from msgspec import structs
 from numpy.typing import NDArray
 
 from satrap.ps import Ack, LocalService, PullRequest, PushRequest, RemoteService
-from satrap.schema import SGD, Table, Zeros
+from satrap.schema import SGD, Cold, Table, Zeros
 from satrap.testing import Cluster, Faults
 
 Open = Callable[[int], Any]
@@ -27,10 +29,10 @@ def local(tables: Sequence[Table], partitions: int = 8) -> Iterator[Open]:
     yield lambda client: service
 
 
-def remote(servers: int, faults: Faults | None = None) -> Deployment:
+def remote(servers: int, faults: Faults | None = None, **options: Any) -> Deployment:
     @contextmanager
     def deployment(tables: Sequence[Table], partitions: int = 8) -> Iterator[Open]:
-        with Cluster(tables, servers=servers, partitions=partitions, seed=5, faults=faults) as cluster:
+        with Cluster(tables, servers=servers, partitions=partitions, seed=5, faults=faults, **options) as cluster:
             clients: dict[int, RemoteService] = {}
 
             def door(client: int) -> RemoteService:
@@ -43,11 +45,24 @@ def remote(servers: int, faults: Faults | None = None) -> Deployment:
     return deployment
 
 
+def cold(tables: Sequence[Table]) -> list[Table]:
+    """The same tables with a few rows in memory and the others on disk."""
+    return [structs.replace(t, cold=Cold(memory_rows=16)) for t in tables]
+
+
+@contextmanager
+def on_disk(tables: Sequence[Table], partitions: int = 8) -> Iterator[Open]:
+    with local(cold(tables), partitions) as door:
+        yield door
+
+
 BAD = Faults(drop=0.1, duplicate=0.1, reorder=0.2)
 DEPLOYMENTS: dict[str, Deployment] = {
     "local": local,
+    "local, rows on disk": on_disk,
     "one server": remote(1),
     "three servers": remote(3),
+    "two servers on local sockets": remote(2, bind=""),
     "two servers behind a bad network": remote(2, BAD),
 }
 
@@ -72,6 +87,23 @@ def push_of(seq: int, ids: NDArray[np.uint64], gradients: Any, *, client: int = 
         gradients = np.full((ids.size, 2), gradients, np.float32)
     options = {"epoch": 0, **options}
     return PushRequest(client=client, seq=seq, ids={"t": ids}, gradients={"t": gradients}, **options)
+
+
+def is_held(service: Any) -> bool:
+    """Whether a push waits for the others of its step, on every server: one without rows gets a part without ids."""
+    if isinstance(service, LocalService):
+        return service.held > 0
+    lines = "\n".join(service.server_metrics()).splitlines()
+    found = [float(x.split()[1]) for x in lines if x.startswith("satrap_pushes_held ")]
+    return min(found) > 0
+
+
+def until(what: Callable[[], Any]) -> None:
+    """Returns when it is so."""
+    deadline = time.monotonic() + 60
+    while not what():
+        assert time.monotonic() < deadline
+        time.sleep(0.002)
 
 
 def outcome(ack: Ack) -> tuple[int, dict[str, int], bool]:

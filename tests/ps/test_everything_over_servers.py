@@ -86,7 +86,7 @@ def test_the_engine_of_a_remote_service_has_kernels_of_its_own_that_hold_no_rows
     job = job_of()
     with Cluster(job.resolved_tables(), servers=2, partitions=8, seed=3) as cluster:
         _, engine = train(job, cluster.connect(), 2)
-        kernels = engine._kernels
+        kernels = engine.pooler.kernels
         assert isinstance(kernels, NativeStore)
         assert all(kernels.size(t.name)[0] == 0 for t in job.resolved_tables())
         assert sum(kernels.size(t.name)[3] for t in job.resolved_tables()) == 0

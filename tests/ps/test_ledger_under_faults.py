@@ -35,18 +35,19 @@ class Worker:
 
     def __init__(self, service: Any, client: int, *, window: int, merge: int = 1) -> None:
         self.ledger, self._service, self._client = Ledger(), service, client
-        self._window, self._merge = window, merge
+        self._window, self._merge, self._epoch = window, merge, 0
         self.sums = {t.name: np.zeros((IDS, t.dim), np.float32) for t in TABLES}
 
     def run(self, pushes: int) -> None:
+        """Under names of its own, as often as it is called."""
+        self._epoch += 1
         rng = np.random.default_rng([7, self._client])
         under_way: list[tuple[int, Any]] = []
         for seq in range(1, pushes + 1):
             ids, gradients = self._batch(rng, seq)
             rows = self._service.pull(PullRequest(ids=ids, create=True))
-            push = PushRequest(
-                self._client, 0, 3 * seq, ids, gradients, versions=rows.versions, hints=rows.hints, merge=self._merge
-            )
+            name = (self._client, self._epoch, 3 * seq)
+            push = PushRequest(*name, ids, gradients, versions=rows.versions, hints=rows.hints, merge=self._merge)
             under_way.append((sum(x.size for x in ids.values()), self._service.submit_push(push)))
             if len(under_way) >= self._window:
                 self._settle(*under_way.pop(0))

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from deployments import Deploy, Open, outcome, pull, push_of, u64
+from deployments import Deploy, Open, is_held, outcome, pull, push_of, u64, until
 
 from satrap.errors import ServiceError, StoreError
 from satrap.ps import Ack, LocalService, PullRequest, PushRequest
@@ -109,7 +109,7 @@ def test_a_push_waits_for_the_others_of_its_step(doors: Open) -> None:
     seen: list[Ack] = []
     first = threading.Thread(target=lambda: seen.append(doors(0).push(push_of(1, u64(1), 1, merge=2))))
     first.start()
-    first.join(0.3)
+    until(lambda: is_held(doors(1)))
     assert first.is_alive()
     assert not pull(doors(0), "t", u64(1)).any()
     doors(1).push(push_of(1, u64(1), 2, merge=2, client=1))
@@ -148,7 +148,7 @@ def test_a_push_that_does_not_fit_its_step_is_refused_and_the_step_waits_on(door
     pull(doors(0), "t", u64(1), create=True)
     first = threading.Thread(target=lambda: doors(0).push(push_of(1, u64(1), 1, merge=2)))
     first.start()
-    first.join(0.2)
+    until(lambda: is_held(doors(1)))
     for wrong, says in (
         ({"merge": 3}, "merge 2"),
         ({"merge": 2, "lr_factor": 0.5}, "lr_factor"),
@@ -175,7 +175,7 @@ def test_pushes_that_wait_when_rows_are_cleared_are_told_so(doors: Open) -> None
 
     waiting = threading.Thread(target=push)
     waiting.start()
-    waiting.join(0.3)
+    until(lambda: is_held(doors(1)))
     doors(1).clear()
     waiting.join(60)
     assert "cleared or restored" in str(seen[0])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import pickle
+import socket
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,10 +16,14 @@ from deployments import exact
 
 import satrap
 from satrap.errors import WireError
+from satrap.observe.endpoint import Endpoint
+from satrap.observe.scrape import scrape
 from satrap.testing import Cluster
+from satrap.train.plain import from_bytes
 from satrap.wire import Code, Failure, Hello, decode, encode
 
-ROOMS = ("ps", "wire", "store", "testing")
+ROOMS = ("ps", "pooling", "wire", "store", "testing", "launch", "observe")
+"""Those that listen on a socket or read what came by one. Ray's own sockets, which `launch` uses, are not satrap's."""
 MODULES = {"pickle", "cPickle", "_pickle", "cloudpickle", "dill", "shelve", "marshal", "joblib"}
 CALLS = {
     "recv_pyobj", "send_pyobj", "recv_serialized", "send_serialized", "eval", "exec", "__import__", "import_module",
@@ -104,6 +109,34 @@ def test_a_pickled_payload_is_refused_as_no_message(frames: list[bytes]) -> None
         assert isinstance(answer, Failure)
         assert answer.code is Code.MALFORMED
         assert cluster.connect().stats()["t"].rows == 0  # the server goes on
+    assert not Bomb.went_off
+
+
+def test_a_pickle_sent_to_the_metrics_endpoint_is_no_request() -> None:
+    bomb = pickle.dumps(Bomb())
+    with Endpoint(lambda: "satrap_rows 3") as endpoint:
+        host, _, port = endpoint.address.partition(":")
+        for request in (bomb, b"POST /metrics HTTP/1.1\r\nContent-Length: %d\r\n\r\n%s" % (len(bomb), bomb)):
+            with socket.create_connection((host, int(port)), timeout=10) as s:
+                s.sendall(request)
+                s.shutdown(socket.SHUT_WR)
+                answer = b"".join(iter(lambda s=s: s.recv(4096), b""))
+            assert b"200" not in answer
+        assert scrape(endpoint.address).total("satrap_rows") == 3  # it goes on
+    assert not Bomb.went_off
+
+
+def test_workers_tell_each_other_tensors_and_json_and_no_objects() -> None:
+    # torch.distributed has collectives for objects, which are pickled.
+    found = {
+        name
+        for f in (Path(satrap.__file__).parent / "train").rglob("*.py")
+        for name in uses(ast.parse(f.read_text()))
+        if name in MODULES or "object" in name
+    }
+    assert not found
+    with pytest.raises(ValueError):
+        from_bytes(pickle.dumps(Bomb()))
     assert not Bomb.went_off
 
 

@@ -19,6 +19,7 @@ from satrap.schema import (
     Normal,
     Optimizer,
     RowWiseAdagrad,
+    StateFormat,
     Table,
     ValueFormat,
     WireFormat,
@@ -31,15 +32,15 @@ OPTIMIZERS: list[Optimizer] = [
     Adagrad(lr=0.1),
     RowWiseAdagrad(lr=0.1),
     Adam(lr=0.01),
-    AdamW(lr=0.01),
+    AdamW(lr=0.01, state=StateFormat.INT8),
     Ftrl(lr=0.1, l1=0.01),
 ]
 DIMS = (1, 7, 16, 33)
 
 
 def tables(wire: WireFormat) -> list[Table]:
-    """Every optimizer, with all dims and both storage formats among them."""
-    dims, formats = itertools.cycle(DIMS), itertools.cycle(ValueFormat)
+    """Every optimizer, with all dims and storage formats among them."""
+    dims, formats = itertools.cycle(DIMS), itertools.cycle((*ValueFormat, ValueFormat.INT8))
     return [
         Table(
             name=f"t{i}",

@@ -49,7 +49,10 @@ def test_trained_rows_are_bit_for_bit_those_of_one_process(deploy: Deploy) -> No
     assert_same(blocks(service), blocks(reference))
     for name, size in reference.stats().items():
         have = service.stats()[name]
-        assert (have.rows, have.value_bytes, have.state_bytes) == (size.rows, size.value_bytes, size.state_bytes)
+        assert have.rows == size.rows
+        # On disk they take no memory.
+        same = (have.value_bytes, have.state_bytes) == (size.value_bytes, size.state_bytes)
+        assert same == (have.cold is None)
         assert have.overhead_bytes > 0
 
 

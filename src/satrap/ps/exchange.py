@@ -24,8 +24,9 @@ from typing import Any
 import zmq
 
 from satrap.errors import ServerLost, ServerUnreachable, ServiceError, StoreError, WireError
+from satrap.ps.handshake import Handshakes
 from satrap.ps.keys import ClientKeys
-from satrap.wire import Code, Failure, Gap, Held, Hello, Message, Push, Welcome, decode, encode
+from satrap.wire import Code, Failure, Gap, Held, Message, Push, Welcome, decode, encode
 from satrap.wire.limits import Limits
 
 RESEND_MAX = 8
@@ -65,6 +66,7 @@ class _Link:
     server: int
     address: str
     socket: Any
+    handshakes: Handshakes
     pending: dict[int, Call] = field(default_factory=dict)
     """By request number, in the order in which they were first sent."""
     life: int = 0
@@ -94,7 +96,7 @@ class Exchange:
     def __init__(
         self,
         addresses: Sequence[str],
-        hello: Hello,
+        hello: Message,
         *,
         deadline_s: float,
         patience: Patience,
@@ -102,15 +104,21 @@ class Exchange:
         keys: ClientKeys | None = None,
         welcome: Callable[[int, Welcome], None],
         window: int = 64,
+        name: str = "server {}",
     ) -> None:
+        """`hello`: what introduces this client; a Welcome answers it. `name`: of who answers, by number, for people."""
         self._hello, self._deadline_s, self._patience = hello, deadline_s, patience
         self._limits, self._welcome = limits, welcome
-        self._window = window
+        self._window, self._name = window, name
         self._numbers = itertools.count(secrets.randbits(62))
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context(io_threads=1)
         self._poller = zmq.Poller()
-        self._links = [self._connect(i, a, keys) for i, a in enumerate(addresses)]
-        self._by_socket = {link.socket: link for link in self._links}
+        self._keys = keys
+        self._number, self._addresses, self._rewire = -1, list(addresses), False
+        self._links: list[_Link] = []
+        self._by_socket: dict[Any, _Link] = {}
+        self._by_monitor: dict[Any, _Link] = {}
+        self._connect_all()
         self._woken, self._waker = socket.socketpair()
         self._woken.setblocking(False)
         self._waker.setblocking(False)
@@ -124,6 +132,53 @@ class Exchange:
         self.on_answer: Callable[[int, str, float], None] | None = None
         """Told of each answer: server, kind of request, seconds from asking until the answer was taken."""
 
+    def reach(self, number: int, addresses: Sequence[str]) -> None:
+        """Goes by these addresses of servers from now on, old and new ones: those of the placement of this number. One
+        that is older than what it goes by is left aside. Requests to a server that is elsewhere now are sent there."""
+        with self._turn:
+            if number > self._number:
+                self._number, self._addresses, self._rewire = number, list(addresses), True
+            alone = not self._driving and not self._closed
+            if alone:
+                self._driving = True
+        if alone:
+            self._drive(None)
+        else:
+            self._wake()
+
+    def _connect_all(self) -> None:
+        """Has a connection to each address, and none to another."""
+        self._rewire = False
+        for i, address in enumerate(self._addresses):
+            if i == len(self._links):
+                self._links.append(self._enter(self._connect(i, address, self._keys)))
+            elif self._links[i].address != address:
+                self._elsewhere(self._links[i], address)
+
+    def _enter(self, link: _Link) -> _Link:
+        self._by_socket[link.socket] = self._by_monitor[link.handshakes.monitor] = link
+        return link
+
+    def _elsewhere(self, link: _Link, address: str) -> None:
+        """Connects to a server where it is now; what it has not answered is sent again."""
+        for s in (link.socket, link.handshakes.monitor):
+            self._poller.unregister(s)
+        del self._by_socket[link.socket], self._by_monitor[link.handshakes.monitor]
+        link.handshakes.close()
+        link.socket.close()
+        new = self._connect(link.server, address, self._keys)
+        link.address, link.socket, link.handshakes = address, new.socket, new.handshakes
+        self._enter(link)
+        if link.greeting is not None:
+            link.pending.pop(link.greeting.message.request, None)
+        link.greeted, link.greeting = False, None
+        if link.pending:
+            self._greet(link)
+        now = time.monotonic()
+        for call in link.pending.values():
+            call.send_at = min(call.send_at, now)
+            call.wait_s = self._patience.resend_s
+
     def _connect(self, server: int, address: str, keys: ClientKeys | None) -> _Link:
         s = self._context.socket(zmq.DEALER)
         s.linger = 0
@@ -135,12 +190,15 @@ class Exchange:
         if keys is not None:
             s.curve_serverkey = keys.server.encode()
             s.curve_publickey, s.curve_secretkey = keys.own.public.encode(), keys.own.secret.encode()
+        handshakes = Handshakes(s, keys is not None)
         try:
             s.connect(address)
         except zmq.ZMQError as e:
-            raise ServiceError(f"server {server}: {address} is no address to connect to: {e.strerror}") from e
+            where = self._name.format(server)
+            raise ServiceError(f"{where}: {address} is no address to connect to: {e.strerror}") from e
         self._poller.register(s, zmq.POLLIN)
-        return _Link(server, address, s)
+        self._poller.register(handshakes.monitor, zmq.POLLIN)
+        return _Link(server, address, s, handshakes)
 
     def number(self) -> int:
         """A request number that no other request of this client has, nor is likely to have in another process."""
@@ -156,7 +214,7 @@ class Exchange:
             message = replace(message, request=self.number())
         now = time.monotonic()
         call = Call(server, message, now + (deadline_s or self._deadline_s), self._patience.resend_s, begun=now)
-        while len(self._links[server].pending) >= self._window:
+        while self.under_way(server) >= self._window:
             oldest = next(iter(self._links[server].pending.values()), None)
             if oldest is not None:
                 self._wait(oldest)
@@ -190,15 +248,15 @@ class Exchange:
 
     def under_way(self, server: int) -> int:
         """Requests to a server that wait for their answers."""
-        return len(self._links[server].pending)
+        return len(self._links[server].pending) if server < len(self._links) else 0
 
     def life(self, server: int) -> int:
         """The life of a server, for requests; 0 before its first answer."""
-        return self._links[server].life
+        return self._links[server].life if server < len(self._links) else 0
 
     def where(self, server: int) -> str:
         """`server 1 (tcp://…)`, for messages to people."""
-        return f"server {server} ({self._links[server].address})"
+        return f"{self._name.format(server)} ({self._addresses[server]})"
 
     def close(self) -> None:
         """Ends all connections; requests under way fail in the threads that wait for them."""
@@ -212,6 +270,7 @@ class Exchange:
             self._flush(closed=True)
             for link in self._links:
                 self._fail_all(link, ServiceError("this client was closed"))
+                link.handshakes.close()
                 link.socket.close()
         self._context.term()
         self._woken.close()
@@ -240,7 +299,8 @@ class Exchange:
             while True:
                 self._flush()
                 with self._turn:
-                    if not self._outbox and (until is None or until.done or self._closed):
+                    behind = self._outbox or self._rewire
+                    if not behind and (until is None or until.done or self._closed):
                         self._driving = False
                         self._turn.notify_all()
                         return
@@ -253,6 +313,8 @@ class Exchange:
             raise
 
     def _flush(self, *, closed: bool = False) -> None:
+        if self._rewire and not closed:
+            self._connect_all()
         while self._outbox:
             call = self._outbox.popleft()
             link = self._links[call.server]
@@ -294,11 +356,12 @@ class Exchange:
         now = time.monotonic()
         due = min((min(c.send_at, c.expires_at) for k in self._links for c in k.pending.values()), default=now + 1.0)
         for ready, _ in self._poller.poll(int(max(0.0, (due - now) * 1000)) + 1):
-            link = self._by_socket.get(ready)
-            if link is not None:
+            if (link := self._by_socket.get(ready)) is not None:
                 self._receive(link)
-            else:
+            elif (link := self._by_monitor.get(ready)) is None:
                 self._woken.recv(4096)
+            elif (why := link.handshakes.refusal()) is not None:
+                self._fail_all(link, ServiceError(f"{self.where(link.server)} takes no connection: {why}"))
         now = time.monotonic()
         if now < due:
             return
@@ -388,6 +451,10 @@ class Exchange:
                 self._finish(link, call, error=StoreError(failure.text))
             case Code.MALFORMED:
                 self._finish(link, call, error=WireError(f"{where}: {failure.text}"))
+            case Code.SERVER_LOST:
+                self._fail_all(link, ServerLost(f"{where}: {failure.text}"))
+            case Code.SERVER_UNREACHABLE:
+                self._finish(link, call, error=ServerUnreachable(f"{where}: {failure.text}"))
             case Code.TABLES | Code.PROTOCOL:
                 self._fail_all(link, ServiceError(f"{where}: {failure.text}"))
             case _:

@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import secrets
 import threading
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 
 import numpy as np
 
 from satrap.errors import ServiceError
+from satrap.ps.cut import RowCut
+from satrap.ps.heat import Heat
+from satrap.ps.noting import Notes, NotingStore, Watcher
 from satrap.ps.protocol import Ack, PullRequest, PushRequest, RowBlock, Rows, TableStats
 from satrap.ps.pushes import MissingPush, Name, Pushes
 from satrap.schema import Job, Table
-from satrap.store import Store
+from satrap.store import Store, blank_bound
 
 DROPPED = Ack()
 """Stands for the acknowledgement of a push that waited and was dropped."""
@@ -33,18 +38,56 @@ class LocalService:
     (1, True)
     """
 
-    def __init__(self, tables: Sequence[Table], *, seed: int, partitions: int = 64, threads: int | None = None) -> None:
-        self.store = Store(tables, seed=seed, partitions=partitions, threads=threads)
+    def __init__(
+        self,
+        tables: Sequence[Table],
+        *,
+        seed: int,
+        partitions: int = 64,
+        threads: int | None = None,
+        memory: int | None = None,
+        cold_folder: str | None = None,
+    ) -> None:
+        """`memory`, `cold_folder`: see `store` of the job."""
+        self.store = Store(
+            tables, seed=seed, partitions=partitions, threads=threads, memory=memory, cold_folder=cold_folder
+        )
+        self.timed = any(t.expire is not None and t.expire.seconds is not None for t in tables)
+        """Whether rows go by the clock."""
+        self.now: Callable[[], float] = time.time
+        """Seconds since 1970, which they go by; tests have another."""
         self.life = secrets.randbits(63) | 1
         """Names these rows: another service, or the same one started anew and empty, has another number."""
         self._turn = threading.Condition()
-        self._pushes = Pushes(self.store)
+        self.pushes = Pushes(self.store)
         self._waiting: dict[tuple[int, Name], Ack | None] = {}
+        self._watchers: list[Watcher] = []
+        self._guard = threading.Condition(threading.RLock())
+        """Held while watchers are told of a change and it is made."""
+        self._cut: RowCut | None = None
+
+    @contextmanager
+    def through(self, store: Store) -> Iterator[None]:
+        """Reaches its rows through another view of its store meanwhile."""
+        own = self.store
+        self.store = self.pushes.store = store
+        try:
+            yield
+        finally:
+            self.store = self.pushes.store = own
 
     @classmethod
     def of(cls, job: Job) -> LocalService:
         """The tables of a job, empty."""
-        return cls(job.resolved_tables(), seed=job.seed, partitions=job.store.partitions, threads=job.store.threads)
+        own = job.store
+        return cls(
+            job.resolved_tables(),
+            seed=job.seed,
+            partitions=own.partitions,
+            threads=own.threads,
+            memory=own.memory,
+            cold_folder=own.cold_folder,
+        )
 
     def tables(self) -> Sequence[Table]:
         """The tables as configured."""
@@ -59,8 +102,16 @@ class LocalService:
         """See `ParameterService.pull`."""
         ids = dict(request.ids)
         self.store.check_ids(ids, distinct=request.distinct)
+        if not (request.versions or request.create):
+            return Rows(values=self.store.lookup_many(ids), versions={})
+        if self.timed and request.create:
+            self.store.clock = int(self.now())
         values, versions, hints = self.store.pull_many(ids, create=request.create)
         return Rows(values=values, versions=versions, hints=hints)
+
+    def prefetch(self, ids: Mapping[str, np.ndarray[tuple[int], np.dtype[np.uint64]]]) -> None:
+        """Says which rows will soon be pulled, so that a disk they may lie on begins to read them."""
+        self.store.prefetch(dict(ids))
 
     def push(self, request: PushRequest) -> Ack:
         """See `ParameterService.push`."""
@@ -82,27 +133,102 @@ class LocalService:
             )
         return ack
 
-    def offer(self, push: PushRequest, previous: Name | None = None, request: int | None = None) -> Mapping[int, Ack]:
+    def offer(
+        self,
+        push: PushRequest,
+        previous: Name | None = None,
+        request: int | None = None,
+        before: Callable[[], None] | None = None,
+    ) -> Mapping[int, Ack]:
         """`push` without waiting, for who serves many clients in one thread: see `Pushes.offer`."""
         name = (push.epoch, push.seq)
         with self._turn:
-            acks = self._pushes.offer(push, previous, request)
+            acks = self.pushes.offer(push, previous, request, before)
             for client, ack in acks.items():
                 if (client, name) in self._waiting:
                     self._waiting[client, name] = ack
                     self._turn.notify_all()
         return acks
 
-    def has(self, client: int, name: Name) -> bool:
-        """Whether this push, or a later one of the client, was applied."""
+    def kept(self, client: int, name: Name, request: int) -> Ack | None:
+        """See `Pushes.kept`."""
         with self._turn:
-            last = self._pushes.clients().get(client)
-        return last is not None and name <= last
+            return self.pushes.kept(client, name, request)
+
+    def hand_back(self) -> list[tuple[int, Name, int | None]]:
+        """See `Pushes.hand_back`; who waits in this process is told that it was dropped."""
+        with self._turn:
+            back = self.pushes.hand_back()
+            self._drop((client, name) for client, name, _ in back)
+            return back
+
+    def last_in(self, partition: int) -> dict[int, Name]:
+        """See `Pushes.last_in`."""
+        with self._turn:
+            return self.pushes.last_in(partition)
+
+    def take_in(self, partition: int, clients: Mapping[int, Name]) -> None:
+        """See `Pushes.take_in`."""
+        with self._turn:
+            self.pushes.take_in(partition, clients)
+
+    def late(self) -> set[int]:
+        """See `Pushes.late`."""
+        with self._turn:
+            return self.pushes.late
+
+    def note(self, partition: int | None = None) -> Notes:
+        """Has the ids noted that change from now on, of one partition or of all, until `stop_noting`."""
+        notes = Notes(self.store, partition)
+        self._watch(notes)
+        return notes
+
+    def stop_noting(self, notes: Notes) -> None:
+        """Ends `note`."""
+        self._unwatch(notes)
+
+    def _watch(self, watcher: Watcher) -> None:
+        with self._turn, self._guard:
+            if not isinstance(self.store, NotingStore):
+                self.store = self.pushes.store = NotingStore(self.store, self._watchers, self._guard)
+            self._watchers.append(watcher)
+
+    def _unwatch(self, watcher: Watcher) -> None:
+        with self._guard:
+            if watcher in self._watchers:
+                self._watchers.remove(watcher)
+
+    def cut(self, *, waits: bool = True, aside_bytes: int | None = None) -> RowCut:
+        """See `Cuttable.cut`. `waits`, `aside_bytes`: see `RowCut`."""
+        if self._cut is not None:
+            self._cut.close()
+        cut = RowCut(
+            self.store.plain if isinstance(self.store, NotingStore) else self.store,
+            self._guard,
+            stats=self.stats(),
+            clients=self.clients(),
+            export=self.export_rows,
+            waits=waits,
+            aside_bytes=aside_bytes,
+            closed=self._unwatch,
+        )
+        self._watch(cut)
+        self._cut = cut
+        return cut
+
+    def read_rows(self, table: str, ids: np.ndarray[tuple[int], np.dtype[np.uint64]]) -> RowBlock:
+        """Those of these ids that have a row, whole."""
+        return RowBlock(*self.store.read_rows(table, ids))
+
+    def watch(self, heat: Heat) -> None:
+        """Has every step told to a measure of staleness by heat."""
+        with self._turn:
+            self.pushes.heat = heat
 
     def need(self, client: int, name: Name) -> None:
         """Raises MissingPush unless this push of the client has come: it is applied, or waits for others."""
         with self._turn:
-            last = self._pushes.received(client)
+            last = self.pushes.received(client)
         if last is None or name > last:
             raise MissingPush(name, last)
 
@@ -110,25 +236,37 @@ class LocalService:
     def held(self) -> int:
         """Pushes that wait for others of their step."""
         with self._turn:
-            return self._pushes.held
+            return self.pushes.held
 
     def step_of(self, name: Name) -> tuple[int, int]:
         """(pushes that are there, pushes of the step) of a held push; (0, 0) where none of this name is held."""
         with self._turn:
-            return self._pushes.step_of(name)
+            return self.pushes.step_of(name)
 
     def drop_held(self) -> None:
         """Forgets the pushes that wait for others of their step; who waits for them in this process is told so."""
         with self._turn:
-            self._reset(self._pushes.clients())
+            self._reset(self.pushes.clients())
 
     def stats(self) -> Mapping[str, TableStats]:
         """Size by table."""
-        return {t.name: TableStats(*self.store.size(t.name)) for t in self.tables()}
+        store = self.store
+        none = (0, 0, 0, 0)
+        return {
+            n: TableStats(
+                *store.size(n),
+                *(store.bound_counts(n) if n in store.bounded else none),
+                store.cold_counts(n) if n in store.cold else None,
+            )
+            for n in store.names
+        }
 
     def export_rows(self, table: str, partition: int) -> RowBlock:
         """See `RowStorage.export_rows`."""
-        return RowBlock(*self.store.export_rows(table, partition))
+        ids, values, state, marks = self.store.export_rows(table, partition)
+        if table not in self.store.bounded:
+            return RowBlock(ids, values, state)
+        return RowBlock(ids, values, state, marks, self.store.export_bound(table, partition))
 
     def reserve_rows(self, table: str, rows: int, partitions: Sequence[int] | None = None) -> None:
         """See `RowStorage.reserve_rows`. `partitions`: only in these, which hold their share of the rows."""
@@ -136,22 +274,38 @@ class LocalService:
 
     def import_rows(self, table: str, block: RowBlock) -> None:
         """See `RowStorage.import_rows`."""
-        self.store.import_rows(table, block.ids, block.values, block.state)
+        self.store.check_rows(table, block.ids, block.values, block.state)
+        if block.bound is not None:
+            self.store.import_bound(table, block.bound)
+        self.store.import_rows(table, block.ids, block.values, block.state, block.marks)
 
     def erase(self, table: str, ids: np.ndarray[tuple[int], np.dtype[np.uint64]]) -> int:
         """Removes rows for good; a gradient that comes for one later is refused as MISSING_ROW."""
         return self.store.erase(table, ids)
 
+    def forget_bound(self, table: str, partition: int) -> None:
+        """Has a bounded table keep nothing for a partition beside its rows, as when it began."""
+        self.store.import_bound(table, blank_bound(self.store.export_bound(table, partition)))
+
     def clear(self) -> None:
         """See `RowStorage.clear`."""
+        if self._cut is not None:
+            self._cut.lose("the rows were cleared")
         with self._turn:
             self.store.clear()
+            if self.pushes.heat is not None:
+                self.pushes.heat.forget()
             self._reset({})
 
     def clients(self) -> dict[int, tuple[int, int]]:
         """See `RowStorage.clients`."""
         with self._turn:
-            return self._pushes.clients()
+            return self.pushes.clients()
+
+    def newest(self) -> dict[int, tuple[int, int]]:
+        """See `Pushes.newest`."""
+        with self._turn:
+            return self.pushes.newest()
 
     def set_clients(self, clients: Mapping[int, tuple[int, int]]) -> None:
         """See `RowStorage.set_clients`."""
@@ -159,7 +313,10 @@ class LocalService:
             self._reset(clients)
 
     def _reset(self, clients: Mapping[int, Name]) -> None:
-        for client, name in self._pushes.reset(clients):
+        self._drop(self.pushes.reset(clients))
+
+    def _drop(self, pushes: Iterable[tuple[int, Name]]) -> None:
+        for client, name in pushes:
             if (client, name) in self._waiting:
                 self._waiting[client, name] = DROPPED
         self._turn.notify_all()

@@ -11,8 +11,26 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from satrap.schema import Table, WireFormat
-from satrap.store import decode_rows, encode_rows, fp16_scale
+from satrap.schema import (
+    SGD,
+    Adagrad,
+    Adam,
+    AdamW,
+    Admission,
+    Capacity,
+    Constant,
+    Expiry,
+    Ftrl,
+    Hashed,
+    Normal,
+    QuotientRemainder,
+    RowWiseAdagrad,
+    Table,
+    TruncatedNormal,
+    Uniform,
+    WireFormat,
+)
+from satrap.store import decode_rows, encode_fitted, encode_rows, fp16_scale
 from satrap.wire import Section, value_slices, values_bytes
 
 LEAST_GRADIENT_SCALE = 2.0**-126
@@ -20,6 +38,47 @@ LEAST_GRADIENT_SCALE = 2.0**-126
 divides them among servers, so that the division changes no bit."""
 LEAST_VALUE_SCALE = 1.0
 """Values of rows are near 1. Each server scales its own, and to the same end never by less than 1."""
+
+
+FINGERPRINTED: Mapping[type[msgspec.Struct], tuple[str, ...]] = {
+    Table: ("name", "dim", "format", "rounding", "wire", "initializer", "optimizer", "max_gradient"),
+    SGD: ("lr", "momentum", "weight_decay"),
+    Adagrad: ("lr", "eps", "initial_accumulator", "weight_decay"),
+    RowWiseAdagrad: ("lr", "eps", "initial_accumulator", "weight_decay"),
+    Adam: ("lr", "beta1", "beta2", "eps", "weight_decay", "state"),
+    AdamW: ("lr", "beta1", "beta2", "eps", "weight_decay", "state"),
+    Ftrl: ("lr", "beta", "l1", "l2"),
+    Uniform: ("low", "high"),
+    Normal: ("mean", "std"),
+    TruncatedNormal: ("mean", "std"),
+    Constant: ("value",),
+    Hashed: ("rows", "hashes"),
+    QuotientRemainder: ("rows",),
+    Capacity: ("rows", "bytes", "evict"),
+    Expiry: ("steps", "seconds"),
+    Admission: ("sightings", "window"),
+}
+"""Settings that are part of a fingerprint whatever they are: never to be added to. One that came later is left out
+while it is at its default, so that what a server has kept stays its own when satrap learns something new."""
+
+
+def fingerprinted(setting: Any) -> Any:
+    """What a fingerprint is made of, plain.
+
+    >>> fingerprinted(Table(name="t", dim=2))["initializer"]
+    {'kind': 'uniform', 'low': -0.01, 'high': 0.01}
+    >>> "capacity" in fingerprinted(Table(name="t", dim=2))
+    False
+    """
+    if not isinstance(setting, msgspec.Struct):
+        return msgspec.to_builtins(setting)
+    config, always = setting.__struct_config__, FINGERPRINTED.get(type(setting), ())
+    out = {config.tag_field: config.tag} if config.tag_field is not None else {}
+    for field in msgspec.structs.fields(setting):
+        value = getattr(setting, field.name)
+        if field.name in always or value != field.default:
+            out[field.encode_name] = fingerprinted(value)
+    return out
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,8 +94,9 @@ class Directory:
         return cls(tuple(tables), {t.name: i for i, t in enumerate(tables)})
 
     def fingerprint(self, seed: int) -> bytes:
-        """32 bytes that differ where rows would: by table, configuration or seed. How rows travel is not part of it."""
-        plain = [msgspec.structs.replace(t, wire=WireFormat.FP32) for t in self.tables]
+        """32 bytes that differ where rows would: by table, configuration or seed. How rows travel is not part of it,
+        nor whether they lie in memory or on disk."""
+        plain = [fingerprinted(msgspec.structs.replace(t, wire=WireFormat.FP32, cold=None)) for t in self.tables]
         return hashlib.sha256(msgspec.json.encode([seed, plain], order="deterministic")).digest()
 
     def ordered(self, names: Iterable[str]) -> list[str]:
@@ -82,6 +142,20 @@ def pack(
     for s, part, x, order in zip(sections, value_slices(sections), rows, orders, strict=True):
         encode_rows(x, s.format, s.scale, order=order, out=out[part])
     return out
+
+
+def pack_fitted(
+    sections: Sequence[Section], rows: Sequence[NDArray[np.float32]], least: float, guesses: Sequence[float]
+) -> tuple[tuple[Section, ...], NDArray[np.uint8]]:
+    """`pack` of whole rows with the scales of `scale_for`: the sections with them, and the bytes. `guesses`: of the
+    scales; right ones save a pass over the values."""
+    if all(s.format is WireFormat.FP32 for s in sections):
+        return tuple(sections), pack(sections, rows, [None] * len(rows))
+    out = np.empty(values_bytes(sections), np.uint8)
+    fitted = []
+    for s, part, x, guess in zip(sections, value_slices(sections), rows, guesses, strict=True):
+        fitted.append(s._replace(scale=encode_fitted(x, s.format, out[part], least=least, guess=guess)))
+    return tuple(fitted), out
 
 
 def unpack(sections: Sequence[Section], values: NDArray[np.uint8]) -> list[NDArray[np.float32]]:

@@ -9,12 +9,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
 
+from satrap.durable.rows import RowBlock as RowBlock
 from satrap.schema import Table
+from satrap.store import ColdCounts
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,10 +26,12 @@ class PullRequest:
     ids: Mapping[str, NDArray[np.uint64]]
     """Table name → [U]."""
     create: bool
-    """True (training): missing rows are made. False (evaluation): a missing row reads as its initial value would be,
-    and the table does not change."""
+    """True (training): missing rows are made, as far as the table's bounds let them, and rows count as used. False
+    (evaluation): a missing row reads as its initial value would be, and the table does not change."""
     distinct: bool = False
     """The caller knows that no id repeats (a ticket's do not); otherwise it is checked."""
+    versions: bool = True
+    """False: no push will follow, so nothing but values is needed, and reading nothing but values is cheaper."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +41,8 @@ class Rows:
     values: Mapping[str, NDArray[np.float32]]
     """Table name → [U, D]."""
     versions: Mapping[str, NDArray[np.uint8]]
-    """Table name → [U]: updates the row has had, modulo 256. Sent back with the push, it measures staleness."""
+    """Table name → [U]: updates the row has had, modulo 256. Sent back with the push, it measures staleness. May
+    be empty where the request did not ask for them."""
     hints: Mapping[str, NDArray[np.uint32]] | None = None
     """Where the service found the rows, in its own words. Sent back with the push it may save a search; it never
     changes a result, and a service may give and take none."""
@@ -47,9 +52,11 @@ class Refused(StrEnum):
     """Why a gradient was not applied. Every one is counted; none is silent."""
 
     MISSING_ROW = "missing_row"
-    """The row was erased or evicted between pull and push."""
+    """There is no row: it was erased, evicted or has expired since the pull, or there was no room to make it."""
     NOT_FINITE = "not_finite"
     """The gradient of this row holds NaN or infinity."""
+    NOT_ADMITTED = "not_admitted"
+    """The id has no row, since it has not been seen often enough yet."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,23 +114,16 @@ class TableStats:
     """Optimizer state of the rows."""
     overhead_bytes: int
     """Ids, index and slack beside them."""
-
-
-@dataclass(frozen=True, slots=True)
-class RowBlock:
-    """R rows of one table, whole: what is exported, imported and kept in checkpoints. Arrays are C-contiguous.
-
-    Exported rows come in the order of the id's mix (the store's bijective 64-bit hash), which cuts a table into
-    partitions by its top bits: partitions 0 … P-1 one after another give one order that is the same for every P.
-    """
-
-    ids: NDArray[np.uint64]
-    """[R], unique."""
-    values: NDArray[np.float32] | NDArray[np.float16]
-    """[R, D], as the table stores them: float32 for fp32, float16 for fp16."""
-    state: NDArray[np.float32]
-    """[R, K] optimizer state of the row, its step count included. Copied as bits: a count may be kept as an integer's
-    bits, so a word need not be a meaningful float. K is 0 for an optimizer without state."""
+    admitted: int = 0
+    """Rows made so far. This and what follows: of a bounded table; 0 for another."""
+    evicted: int = 0
+    """Rows removed for others."""
+    expired: int = 0
+    """Rows removed because they were not used."""
+    refused: int = 0
+    """Training pulls of an id that got no row: not seen often enough, or no room."""
+    cold: ColdCounts | None = None
+    """What lies on disk, of a table that has a cold tier and is in this process; its rows are among `rows`."""
 
 
 class RowStorage(Protocol):
@@ -153,8 +153,9 @@ class RowStorage(Protocol):
 
     def import_rows(self, table: str, block: RowBlock) -> None:
         """Adds rows, wherever in this service they belong: the block may come from a service with another P, in any
-        order. A row that is already there is replaced. Raises StoreError for an unknown table or a block of another
-        D, K or value format, with no row changed."""
+        order. A row that is already there is replaced. A bounded table takes over marks and what was kept for the
+        partition, if it has as many partitions; rows beyond its capacity go as others do. Raises StoreError for an
+        unknown table or a block of another D, K or value format, with no row changed."""
 
     def clear(self) -> None:
         """Removes all rows of all tables and forgets the clients; the configuration stays."""
@@ -164,6 +165,43 @@ class RowStorage(Protocol):
 
     def set_clients(self, clients: Mapping[int, tuple[int, int]]) -> None:
         """Sets what `clients` returns, as a restore does: the pushes named there count as applied."""
+
+
+class Cut(Protocol):
+    """All rows as they were at one moment, while they go on changing: what a checkpoint reads that is written while
+    training goes on. Thread-safe; `export_rows` may be asked again for what it has given, until `done`."""
+
+    @property
+    def partitions(self) -> int:
+        """P: parts each table is cut into."""
+
+    def tables(self) -> Sequence[Table]:
+        """See `RowStorage.tables`."""
+
+    def stats(self) -> Mapping[str, TableStats]:
+        """See `RowStorage.stats`; as of the cut."""
+
+    def clients(self) -> dict[int, tuple[int, int]]:
+        """See `RowStorage.clients`; as of the cut."""
+
+    def export_rows(self, table: str, partition: int) -> RowBlock:
+        """See `RowStorage.export_rows`; as of the cut. Raises StoreError, or ServiceError, where the cut is gone: its
+        server has come back, the rows were cleared, or what changed did not fit into memory."""
+
+    def done(self, partition: int) -> None:
+        """The partition will not be asked for any more: what was kept for it is freed."""
+
+    def close(self) -> None:
+        """Ends the cut. May be called at any time, and again."""
+
+
+@runtime_checkable
+class Cuttable(Protocol):
+    """A service whose checkpoints can be written while it is trained."""
+
+    def cut(self) -> Cut:
+        """All rows as they are now. Nothing may change until it returns; a cut before it is ended. Raises StoreError
+        where there is no memory for it."""
 
 
 class ParameterService(Protocol):

@@ -12,19 +12,23 @@ from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
 from typing import Protocol, TypeVar
 
+import numpy as np
+from numpy.typing import NDArray
+
 from satrap.errors import ServiceError, StoreError
 from satrap.ps.exchange import Exchange, Patience
 from satrap.ps.keys import ClientKeys
 from satrap.ps.packing import Directory
 from satrap.ps.placement import Placement
 from satrap.ps.protocol import Ack, PullRequest, PushRequest, Rows
-from satrap.ps.remote_pull import Pulling
+from satrap.ps.remote_pull import PendingPull, Pulling
 from satrap.ps.remote_push import Pushing
 from satrap.ps.remote_rows import RemoteRows
+from satrap.ps.routing import Routes
 from satrap.ps.server import is_loopback
 from satrap.schema import Job, Table
 from satrap.store import Store
-from satrap.wire import Hello, Limits, Welcome
+from satrap.wire import Hello, Limits, Moved, Welcome
 
 T_co = TypeVar("T_co", covariant=True)
 
@@ -89,21 +93,22 @@ class RemoteService(RemoteRows):
         directory = Directory.of(tables)
         # Shapes and dtypes are checked before anything is sent, by the checks the store itself would make.
         self._shapes = Store(tables, seed=seed, partitions=1, threads=1)
-        self._client, self._placement = client, placement
+        self._client = client
+        self._routes = Routes(directory, placement)
+        self._order = threading.RLock()
         who = f"client {client} (pid {os.getpid()} on {socket.gethostname()})"
         exchange = Exchange(
             placement.addresses,
-            Hello(client=client, fingerprint=directory.fingerprint(seed), who=who, placement=placement.epoch),
+            Hello(client=client, fingerprint=directory.fingerprint(seed), who=who, placement=placement.number),
             deadline_s=deadline_s,
             patience=patience or Patience(),
             limits=limits or Limits(),
             keys=keys,
             welcome=self._check_welcome,
         )
-        super().__init__(exchange, directory, placement, self._shapes, patience or Patience())
-        self._pulling = Pulling(exchange, directory, placement)
-        self._pushing = Pushing(exchange, directory, placement)
-        self._order = threading.Lock()
+        super().__init__(exchange, directory, self._routes, self._shapes, patience or Patience(), self._go_by)
+        self._pulling = Pulling(exchange, directory, self._routes)
+        self._pushing = Pushing(exchange, directory, self._routes, self._go_by)
 
     @classmethod
     def of(cls, job: Job, placement: Placement, *, client: int = 0, keys: ClientKeys | None = None) -> RemoteService:
@@ -112,8 +117,20 @@ class RemoteService(RemoteRows):
 
     @property
     def placement(self) -> Placement:
-        """Which server owns which partition."""
-        return self._placement
+        """Which server owns which partition, as far as it knows."""
+        return self._routes.placement
+
+    def relocate(self, placement: Placement) -> None:
+        """Reaches servers where this placement has them: one is back elsewhere, with all it had acknowledged. What
+        it has not answered yet is asked there again. Does not wait."""
+        self._exchange.reach(placement.number, placement.addresses)
+
+    def _go_by(self, moved: Moved) -> None:
+        """Goes by a newer placement, once all that was sent by the one before is settled. Nothing is sent meanwhile."""
+        with self._order:
+            if self._routes.follow(moved):
+                self._exchange.reach(moved.number, moved.addresses)
+            self._pushing.settle_all()
 
     def watch(self, on_answer: Callable[[int, str, float], None]) -> None:
         """Has each answer told to a function: server, kind of request, seconds. It is called by whichever thread takes
@@ -142,8 +159,15 @@ class RemoteService(RemoteRows):
         """Sends a pull and returns at once. Its rows have seen every push that this object sent before."""
         ids = dict(request.ids)
         self._shapes.check_ids(ids, distinct=request.distinct)
+        return self._send_pull(ids, request.create)
+
+    def _send_pull(self, ids: dict[str, NDArray[np.uint64]], create: bool) -> PendingPull:
+        def again(moved: Moved, rest: Mapping[str, NDArray[np.uint64]]) -> PendingPull:
+            self._go_by(moved)
+            return self._send_pull(dict(rest), create)
+
         with self._order:
-            return self._pulling.submit(ids, request.create, self._pushing.unanswered(self._client))
+            return self._pulling.submit(ids, create, self._pushing.unanswered(self._client), again)
 
     def submit_push(self, request: PushRequest) -> Pending[Ack]:
         """Sends a push and returns at once. Its arrays must not change until it is answered."""
@@ -182,11 +206,11 @@ class RemoteService(RemoteRows):
         self.close()
 
     def _check_welcome(self, server: int, welcome: Welcome) -> None:
-        where = f"server {server} ({self._placement.addresses[server]})"
+        where = self._exchange.where(server)
         if welcome.server != server:
             raise ServiceError(f"{where} says it is server {welcome.server}: the placement has the addresses mixed up")
-        if welcome.partitions != self._placement.partitions:
+        if welcome.partitions != self._routes.placement.partitions:
             raise ServiceError(
                 f"{where} cuts tables into {welcome.partitions} partitions, the placement into "
-                f"{self._placement.partitions}; start both from one job (store.partitions)"
+                f"{self._routes.placement.partitions}; start both from one job (store.partitions)"
             )

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import compress
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,17 +12,17 @@ from numpy.typing import NDArray
 from satrap.errors import WireError
 from satrap.ps.exchange import Call, Exchange
 from satrap.ps.packing import Directory, unpack
-from satrap.ps.placement import Placement
 from satrap.ps.protocol import Rows
 from satrap.ps.pushes import Name
-from satrap.ps.routing import Router, Share
+from satrap.ps.routing import Routes, Share, newest
 from satrap.store import decode_rows, scatter
-from satrap.wire import Pull, RowsReply, Section, row_slices, value_slices
+from satrap.wire import Moved, Pull, RowsReply, Section, row_slices, value_slices
 
 
 @dataclass(slots=True)
 class PendingPull:
-    """A pull under way: one call a server."""
+    """A pull under way: one call a server. Rows that have moved meanwhile are pulled again; those of other servers are
+    not: a bounded table would count a use of them once more."""
 
     exchange: Exchange
     directory: Directory
@@ -29,21 +30,57 @@ class PendingPull:
     shares: Sequence[Share]
     calls: Sequence[Call]
     servers: int
+    again: Callable[[Moved, Mapping[str, NDArray[np.uint64]]], PendingPull]
+    """Pulls some ids by a newer placement."""
 
     def result(self) -> Rows:
         """The rows, in the order of the request. Raises ServiceError and its kinds, and StoreError."""
+        answers = [self.exchange.wait(call) for call in self.calls]
+        moved = newest(answers)
+        if moved is None:
+            return self._rows()
+        gone = [isinstance(answer, Moved) for answer in answers]
+        if all(gone):
+            return self.again(moved, self.ids).result()
+        return self._with_rest(moved, gone)
+
+    def _with_rest(self, moved: Moved, gone: Sequence[bool]) -> Rows:
+        """The rows of the servers that have answered, and those of the others (`gone`) from where they are now."""
+        places: dict[str, list[NDArray[np.uint32]]] = {}
+        for share in compress(self.shares, gone):
+            for name, order in zip(share.names, share.orders, strict=True):
+                assert order is not None
+                places.setdefault(name, []).append(order)
+        at = {name: np.concatenate(orders) for name, orders in places.items()}
+        rest = self.again(moved, {name: self.ids[name][order] for name, order in at.items()}).result()
+        values, versions = self._room(self.ids)
+        for share, call, away in zip(self.shares, self.calls, gone, strict=True):
+            if not away:
+                _spread(share, self._reply(share, call), values, versions)
+        for name, order in at.items():
+            values[name][order], versions[name][order] = rest.values[name], rest.versions[name]
+        return Rows(values=values, versions=versions)
+
+    def _room(
+        self, ids: Mapping[str, NDArray[np.uint64]]
+    ) -> tuple[dict[str, NDArray[np.float32]], dict[str, NDArray[np.uint8]]]:
+        """For the values and versions of some ids."""
+        dims = {name: self.directory.tables[self.directory.numbers[name]].dim for name in ids}
+        values = {name: np.empty((x.size, dims[name]), np.float32) for name, x in ids.items()}
+        return values, {name: np.empty(x.size, np.uint8) for name, x in ids.items()}
+
+    def _rows(self) -> Rows:
         replies = [self._reply(share, call) for share, call in zip(self.shares, self.calls, strict=True)]
-        dims = {name: self.directory.tables[self.directory.numbers[name]].dim for name in self.ids}
         values: dict[str, NDArray[np.float32]] = {}
         versions: dict[str, NDArray[np.uint8]] = {}
         if self.servers == 1 and replies:
             names, reply = self.shares[0].names, replies[0]
             values.update(zip(names, unpack(reply.sections, reply.values), strict=True))
             versions.update(zip(names, (reply.versions[part] for part in row_slices(reply.sections)), strict=True))
-        for name, x in self.ids.items():
-            if name not in values:
-                values[name] = np.empty((x.size, dims[name]), np.float32)
-                versions[name] = np.empty(x.size, np.uint8)
+        left = {name: x for name, x in self.ids.items() if name not in values}
+        more_values, more_versions = self._room(left)
+        values.update(more_values)
+        versions.update(more_versions)
         if self.servers > 1:
             for share, reply in zip(self.shares, replies, strict=True):
                 _spread(share, reply, values, versions)
@@ -83,13 +120,19 @@ def _spread(
 class Pulling:
     """Sends pulls. Thread-safe."""
 
-    def __init__(self, exchange: Exchange, directory: Directory, placement: Placement) -> None:
-        self._exchange, self._directory, self._placement = exchange, directory, placement
-        self._router = Router(directory, placement)
+    def __init__(self, exchange: Exchange, directory: Directory, routes: Routes) -> None:
+        self._exchange, self._directory, self._routes = exchange, directory, routes
 
-    def submit(self, ids: Mapping[str, NDArray[np.uint64]], create: bool, after: Mapping[int, Name]) -> PendingPull:
+    def submit(
+        self,
+        ids: Mapping[str, NDArray[np.uint64]],
+        create: bool,
+        after: Mapping[int, Name],
+        again: Callable[[Moved, Mapping[str, NDArray[np.uint64]]], PendingPull],
+    ) -> PendingPull:
         """Sends one message to each server that has a share. `after`: server → push that its rows must have seen."""
-        shares = self._router.divide(ids)
+        placement = self._routes.placement
+        shares = self._routes.router.divide(ids)
         tables = self._directory.tables
         calls = [
             self._exchange.send(
@@ -104,9 +147,9 @@ class Pulling:
                     after=after.get(share.server),
                     request=self._exchange.number(),
                     life=self._exchange.life(share.server),
-                    placement=self._placement.epoch,
+                    placement=placement.number,
                 ),
             )
             for share in shares
         ]
-        return PendingPull(self._exchange, self._directory, ids, shares, calls, self._placement.servers)
+        return PendingPull(self._exchange, self._directory, ids, shares, calls, placement.servers, again)

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
+from satrap.errors import ServiceError
 from satrap.ps.packing import Directory, joined
 from satrap.ps.placement import Placement
 from satrap.store import gather, route
+from satrap.wire import Message, Moved
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,3 +72,40 @@ class Router:
         return Share(
             server, names, [self._directory.numbers[n] for n in names], rows, own, [order for _, order in part]
         )
+
+
+class Routes:
+    """By which placement a client goes now. Changed by who holds the client's lock."""
+
+    def __init__(self, directory: Directory, placement: Placement) -> None:
+        self._directory = directory
+        self._set(placement)
+
+    def _set(self, placement: Placement) -> None:
+        self.placement = placement
+        self.router = Router(self._directory, placement)
+        self.owning = placement.owning
+        """The servers that own something, ascending."""
+
+    @property
+    def number(self) -> int:
+        """Of the placement."""
+        return self.placement.number
+
+    def follow(self, moved: Moved) -> bool:
+        """Goes by the placement in an answer from now on, where that is newer."""
+        placement = Placement.numbered(moved.number, moved.addresses, moved.owners)
+        if (placement.epoch, placement.partitions) != (self.placement.epoch, self.placement.partitions):
+            raise ServiceError(
+                f"a server speaks of placement {placement.epoch} with {placement.partitions} partitions; this client "
+                f"goes by placement {self.placement.epoch} with {self.placement.partitions}"
+            )
+        if placement.moves <= self.placement.moves:
+            return False
+        self._set(placement)
+        return True
+
+
+def newest(answers: Iterable[Message]) -> Moved | None:
+    """The newest placement that answers tell of; None where all of them are answers."""
+    return max((a for a in answers if isinstance(a, Moved)), key=lambda a: a.number, default=None)

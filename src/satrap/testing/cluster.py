@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from satrap.ps import ClientKeys, LocalService, Patience, Placement, RemoteService, Server, ServerKeys
+from satrap.ps import ClientKeys, Keeping, LocalService, Patience, Placement, RemoteService, Server, ServerKeys
+from satrap.ps.server import bind_at
 from satrap.schema import Table
 from satrap.testing.proxy import FaultProxy, Faults
 
@@ -34,10 +36,16 @@ class Cluster:
         epoch: int = 0,
         faults: Faults | None = None,
         keys: ServerKeys | None = None,
+        bind: str = "tcp://127.0.0.1:*",
+        history: Path | None = None,
     ) -> None:
-        """`faults`: None means no proxy. Its random numbers follow from `seed` and the server's number."""
+        """`bind`: of every server, `*` for what differs; "" for sockets that are local to this machine. `faults`: None
+        means no proxy; its random numbers follow from `seed` and the server's number. `history`: every server keeps
+        its own below this folder."""
         self._tables, self._keys = tuple(tables), keys
         self._options: dict[str, Any] = {"seed": seed, "partitions": partitions, "threads": threads, "epoch": epoch}
+        self._bind, self._history = bind, history
+        self._faults = faults
         self._clients: list[RemoteService] = []
         self.servers = [self._server(i) for i in range(servers)]
         self.proxies = (
@@ -49,7 +57,10 @@ class Cluster:
         self.placement = Placement.even(addresses, partitions, epoch)
 
     def _server(self, index: int, **options: Any) -> Server:
-        return Server(self._tables, index=index, keys=self._keys, **{**self._options, **options}).start()
+        bind = self._bind or bind_at("127.0.0.1")
+        if self._history is not None:
+            options["keeping"] = Keeping(folder=self._history / f"server-{index}")
+        return Server(self._tables, index=index, keys=self._keys, **{"bind": bind, **self._options, **options}).start()
 
     def connect(self, client: int = 0, *, keys: ClientKeys | None = None, **options: Any) -> RemoteService:
         """A new client of all servers. Ends with the cluster."""
@@ -57,6 +68,15 @@ class Cluster:
         service = RemoteService(self._tables, self.placement, client=client, keys=keys, **options)
         self._clients.append(service)
         return service
+
+    def grow(self) -> str:
+        """Starts one more server, which owns nothing; returns where clients are to reach it."""
+        index = len(self.servers)
+        self.servers.append(self._server(index))
+        if self._faults is None:
+            return self.servers[index].address
+        self.proxies.append(FaultProxy(self.servers[index].address, self._faults, seed=index))
+        return self.proxies[index].address
 
     def stop(self, server: int) -> LocalService:
         """Stops a server; returns the rows it had. Its address stays in the placement."""
@@ -69,7 +89,7 @@ class Cluster:
             self.servers[server] = self._server(server, store=rows)
             self.proxies[server].move(self.servers[server].address)
         else:
-            self.servers[server] = self._server(server, store=rows, bind=self.placement.addresses[server])
+            self.servers[server] = self._server(server, store=rows, bind=self.servers[server].address)
 
     def close(self) -> None:
         """Ends clients, proxies and servers."""

@@ -1,0 +1,227 @@
+"""From a folder back to a server's rows and state: the newest snapshot, and the records behind it.
+
+snapshot ─ units, each at a position of its own ─► rows
+           state at its beginning ─► replay, of what each unit lacks ─► state at its end ─► replay of the rest
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from satrap import wire
+from satrap.durable.files import LOCAL, Files
+from satrap.durable.journal import Reading, read_journal
+from satrap.durable.record import Kind, Record
+from satrap.durable.rows import RowBlock
+from satrap.durable.segment import REPAIR, Identity, Torn
+from satrap.durable.snapshot import BEGIN, END, GONE, Snapshot, rows_name
+from satrap.errors import JournalError
+from satrap.ps.changes import by_partition
+from satrap.ps.handling import Handler
+from satrap.ps.meters import Meters
+from satrap.ps.noting import Ids
+from satrap.ps.partial import PartialStore
+from satrap.ps.state import epoch_of, message_of, restore_state
+from satrap.schema import Table
+
+
+@dataclass(slots=True)
+class Recovered:
+    """What was brought back."""
+
+    identity: Identity
+    next: int = 1
+    """Sequence number of the next record."""
+    records: int = 0
+    """Replayed."""
+    journal_bytes: int = 0
+    snapshot_bytes: int = 0
+    torn: list[Torn] = field(default_factory=list)
+    """What crashes left half written: nothing of it was acknowledged."""
+    seconds: float = 0.0
+    behind: bool = False
+    """The server is started under a newer placement than it went by."""
+
+
+def recover(folder: Path, handler: Handler, own: Identity, limits: wire.Limits, files: Files = LOCAL) -> Recovered:
+    """Brings back what a server has kept in a folder; a server that has kept nothing begins as `own`.
+
+    Raises JournalError where it is another's, or anything of it is damaged or missing.
+    """
+    chain = Snapshot.chain(folder, files)
+    snapshot = chain[-1] if chain else None
+    # The placement is what the records say, until the end; there whoever starts the server may be further on.
+    present, handler.epoch = handler.epoch, 0
+    reading = Reading(None if snapshot is None else snapshot.manifest.identity)
+    found = Recovered(own)
+    player = _Player(handler, limits, str(folder))
+    if snapshot is not None:
+        _check(snapshot, handler, own)
+        reading.next = snapshot.manifest.begin + 1
+        found.snapshot_bytes = load_rows(chain, handler, limits)
+        handler.versions_known = False
+        restore_state(handler, snapshot.state(BEGIN), limits, str(snapshot.path / BEGIN))
+    records = _checked(read_journal(folder, reading, files), reading, own, folder, handler)
+    if snapshot is not None:
+        end = snapshot.manifest.end
+        if end > snapshot.manifest.begin:
+            partial = PartialStore(handler.service.store, np.array(snapshot.manifest.positions, np.int64))
+            with handler.service.through(partial):
+                for record in records:
+                    partial.sequence = record.sequence
+                    player.play(record)
+                    if record.sequence == end:
+                        break
+        if reading.next <= end:
+            raise JournalError(
+                f"{folder}: records {reading.next} to {end} are missing, and {snapshot.path.name} needs them. Restore "
+                f"the journal from a copy, or {REPAIR}"
+            )
+        restore_state(handler, snapshot.state(END), limits, str(snapshot.path / END))
+    for record in records:
+        player.play(record)
+    handler.meters.heat.counts[:] = 0
+    handler.meters = Meters(heat=handler.meters.heat)  # which rows are hot, the pushes of before tell
+    if reading.next == 1:
+        handler.epoch = present
+    found.behind = present > handler.epoch
+    found.identity = reading.identity or own
+    found.next, found.records = reading.next, player.played
+    found.journal_bytes, found.torn = reading.bytes, reading.torn
+    return found
+
+
+def _checked(
+    records: Iterator[Record], reading: Reading, own: Identity, folder: Path, handler: Handler
+) -> Iterator[Record]:
+    for record in records:
+        check_owner(reading.identity, own, folder)
+        if reading.identity is not None:
+            # Answers that are kept carry it.
+            handler.service.life = reading.identity.life
+        yield record
+    check_owner(reading.identity, own, folder)
+
+
+def check_owner(found: Identity | None, own: Identity, where: Path) -> None:
+    """Raises JournalError where a history is of another server, or of other tables. Its life is taken over."""
+    if found is None:
+        return
+    if found.fingerprint != own.fingerprint:
+        raise JournalError(
+            f"{where}: the history there is of other tables, or of tables made with another seed; give this job "
+            "another run folder, or start it with the job that it was made with"
+        )
+    if found.server != own.server:
+        raise JournalError(f"{where}: the history there is of server {found.server}, not {own.server}")
+
+
+def _check(snapshot: Snapshot, handler: Handler, own: Identity) -> None:
+    check_owner(snapshot.manifest.identity, own, snapshot.path)
+    have, want = snapshot.manifest.partitions, handler.service.partitions
+    if have != want:
+        raise JournalError(
+            f"{snapshot.path}: its tables are cut into {have} partitions, this server's into {want}; set "
+            f"store.partitions={have}"
+        )
+
+
+def load_rows(chain: Sequence[Snapshot], handler: Handler, limits: wire.Limits) -> int:
+    """All rows of a chain of snapshots into a service that is empty. Returns the bytes read.
+
+    As many partitions as there are threads are read at once, and then filled at once.
+    """
+    service = handler.service
+    gone = [gone_rows(snapshot, handler, limits) for snapshot in chain]
+    size, threads = 0, service.store.threads
+
+    def first_of(partition: int) -> int:
+        # Where all rows of a partition are in a snapshot, those before it have nothing to say about it.
+        return max(i for i, s in enumerate(chain) if s.manifest.base is None or partition in s.manifest.whole)
+
+    with ThreadPoolExecutor(threads, thread_name_prefix="satrap-recovery") as pool:
+        for start in range(0, service.partitions, threads):
+            group = {p: first_of(p) for p in range(start, min(start + threads, service.partitions))}
+            for i, snapshot in enumerate(chain):
+                here = [p for p, first in group.items() if first <= i]
+                read = list(pool.map(functools.partial(_read, snapshot, {t.name: t for t in service.tables()}), here))
+                for p in here:
+                    for name, ids in gone[i].get(p, {}).items():
+                        service.erase(name, ids)
+                for t in service.tables():
+                    blocks = {p: blocks[t.name] for p, (blocks, _) in zip(here, read, strict=True) if t.name in blocks}
+                    for p, block in blocks.items():
+                        if group[p] == i:
+                            # In their order rows would fill a growing index from its one end.
+                            service.store.reserve_rows(t.name, block.ids.size * service.partitions, [p])
+                    # What a bounded table keeps beside its rows is of one partition.
+                    apart = [[b] for b in blocks.values()] if t.bounded else [list(blocks.values())]
+                    for together in apart if blocks else []:
+                        service.import_rows(t.name, _one_block(together))
+                size += sum(n for _, n in read)
+    return size
+
+
+def _read(snapshot: Snapshot, tables: Mapping[str, Table], partition: int) -> tuple[dict[str, RowBlock], int]:
+    """The rows of a partition by table, and their bytes in the snapshot."""
+    entry = snapshot.manifest.files.get(rows_name(partition))
+    return dict(snapshot.rows(partition, tables)), 0 if entry is None else entry.bytes
+
+
+def _one_block(blocks: Sequence[RowBlock]) -> RowBlock:
+    if len(blocks) == 1:
+        return blocks[0]
+    values: list[NDArray[Any]] = [b.values for b in blocks]
+    return RowBlock(
+        np.concatenate([b.ids for b in blocks]), np.concatenate(values), np.concatenate([b.state for b in blocks])
+    )
+
+
+def gone_rows(snapshot: Snapshot, handler: Handler, limits: wire.Limits) -> dict[int, dict[str, Ids]]:
+    """Partition → table → ids that have no row any more, though the snapshot before may have one."""
+    out: dict[int, dict[str, Ids]] = {}
+    where = str(snapshot.path / GONE)
+    names = [t.name for t in handler.service.tables()]
+    for record in snapshot.state(GONE):
+        m = message_of(record, limits, where)
+        if not isinstance(m, wire.Erase) or m.table >= len(names):
+            raise JournalError(f"{where}: record {record.sequence}: a {type(m).__name__} is no list of rows")
+        for partition, ids in by_partition(handler.service.store, m.ids).items():
+            out.setdefault(partition, {})[names[m.table]] = ids
+    return out
+
+
+@dataclass(slots=True)
+class _Player:
+    """Has a handler do again what records say it did."""
+
+    handler: Handler
+    limits: wire.Limits
+    where: str
+    played: int = 0
+
+    def play(self, record: Record) -> None:
+        """One record. Raises JournalError where it cannot be of this history."""
+        self.played += 1
+        if record.kind is Kind.PLACEMENT:
+            self.handler.advance(epoch_of(record, self.where))
+        elif record.kind is Kind.CLOCK:
+            self.handler.service.store.clock = epoch_of(record, self.where)
+        elif record.kind is Kind.MESSAGE:
+            message = message_of(record, self.limits, self.where)
+            try:
+                self.handler.replay(message)
+            except JournalError as e:
+                raise JournalError(f"{self.where}: record {record.sequence}: {e}. {REPAIR}") from e
+        else:
+            raise JournalError(
+                f"{self.where}: record {record.sequence} is of kind {record.kind.name}, which only states have"
+            )
