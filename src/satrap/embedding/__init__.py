@@ -1,8 +1,7 @@
 """Embedding: from a batch's ids to tensors, and from their gradients to one push.
 
-Owns: dedup → pull → pool → autograd → unpool → push, and the ledger of gradients. May import: ps, data, store (for
-the ticket's kernels, which are native), models (for the names of tensors), schema, observe, errors. Must never: know
-of epochs, optimizers of the dense network, or files.
+Owns: pooled vectors as tensors, their autograd, and the ledger of gradients. May import: pooling, ps, data, models (for
+the names of tensors), schema, observe, errors. Must never: know of epochs, optimizers of the dense network, or files.
 """
 
 from satrap.embedding.engine import EmbeddingEngine, Lookup, Prepared
