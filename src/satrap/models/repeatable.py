@@ -27,6 +27,8 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
+from satrap.models import products
+
 SMALL = 1 << 15
 """Numbers of a weight up to which it is small: torch divides the work on the gradient of a larger one by its rows and
 columns, and cuts the sum only when it is very long."""
@@ -107,6 +109,8 @@ def affine(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         dtype = torch.get_autocast_dtype("cpu")
         out: Tensor = _Affine.apply(x, weight, bias, dtype)  # type: ignore[no-untyped-call]
         return out
+    if not torch.is_autocast_enabled("cpu") and products.applies(x, weight):
+        return products.linear(x, weight, bias)
     if bias is None or bias.dim() == 1:
         return functional.linear(x, weight, bias)
     return torch.addmm(bias, x, weight.t())
