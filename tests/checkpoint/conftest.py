@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import cache
 from pathlib import Path
-from typing import Any
 
 import pytest
-import torch
-from memory_rows import POSITION, MemoryRows, dense_parts, filled, job_of
+from memory_rows import MemoryRows, filled, job_of, save_step
 
-from satrap import checkpoint
 from satrap.schema import Adam, Job, Table, ValueFormat
 
 
@@ -31,26 +27,6 @@ def rows(job: Job) -> MemoryRows:
 def saved(job: Job, rows: MemoryRows, tmp_path: Path) -> Path:
     """A checkpoint of step 10."""
     return save_step(tmp_path, job, rows, 10)
-
-
-def save_step(folder: Path, job: Job, service: Any, step: int, **options: Any) -> Path:
-    """Saves with a small dense network whose weights tell the step."""
-    dense, optimizer = _dense(step)
-    settings: dict[str, Any] = {
-        "dense": dense,
-        "optimizer": optimizer,
-        "position": POSITION,
-        "rng": {"torch": torch.tensor([step])},
-        "extra": {"step": step},
-        "threads": 1,
-    }
-    return checkpoint.save(folder, job=job, service=service, step=step, **{**settings, **options})
-
-
-@cache
-def _dense(seed: int) -> tuple[dict[str, Any], dict[str, Any]]:
-    model, optimizer = dense_parts(seed)
-    return model.state_dict(), optimizer.state_dict()
 
 
 @pytest.fixture

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from satrap import checkpoint
 from satrap.data.batch import Position
 from satrap.errors import StoreError
 from satrap.ps import LocalService, PullRequest, PushRequest
 from satrap.ps.protocol import RowBlock, TableStats
-from satrap.schema import SGD, Adagrad, Adam, AdamW, Categorical, Data, Ftrl, Job, Label, Store, Table, ValueFormat
+from satrap.schema import SGD, Adagrad, Adam, AdamW, Categorical, Data, Ftrl, Job, Label, Rounding, Store, Table
+from satrap.store import DTYPES, columns
 
 M64 = 2**64 - 1
 
@@ -24,17 +29,16 @@ def mix(row_id: int) -> int:
 
 
 def state_width(table: Table) -> int:
+    version = 1 if table.rounds is Rounding.STOCHASTIC else 0
     match table.optimizer:
         case SGD(momentum=m):
-            return table.dim if m else 0
+            return (table.dim if m else 0) + version
         case Adagrad():
-            return table.dim
-        case Adam() | AdamW():
-            return 2 * table.dim + 1
-        case Ftrl():
-            return 2 * table.dim + 1
+            return table.dim + version
+        case Adam() | AdamW() | Ftrl():
+            return 2 * table.dim + 1 + version
         case _:
-            return 1
+            return 1 + version
 
 
 class MemoryRows:
@@ -52,7 +56,7 @@ class MemoryRows:
         out = {}
         for t in self._tables:
             n = len(self.rows[t.name])
-            out[t.name] = TableStats(n, n * t.dim * _item(t), n * 4 * state_width(t), 0)
+            out[t.name] = TableStats(n, n * t.format.row_bytes(t.dim), n * 4 * state_width(t), 0)
         return out
 
     def export_rows(self, table: str, partition: int) -> RowBlock:
@@ -61,15 +65,19 @@ class MemoryRows:
         ids = np.array([i for _, i in found], np.uint64)
         values = b"".join(self.rows[table][i][0] for _, i in found)
         state = b"".join(self.rows[table][i][1] for _, i in found)
-        shape = len(ids), -1 if len(ids) else t.dim
+        shape = len(ids), columns(t.format, t.dim)
         width = len(ids), state_width(t)
         return RowBlock(
-            ids, np.frombuffer(values, _dtype(t)).reshape(shape), np.frombuffer(state, np.float32).reshape(width)
+            ids, np.frombuffer(values, DTYPES[t.format]).reshape(shape), np.frombuffer(state, np.float32).reshape(width)
         )
 
     def import_rows(self, table: str, block: RowBlock) -> None:
         t = self._table(table)
-        if block.values.shape[1] != t.dim or block.state.shape[1] != state_width(t) or block.values.dtype != _dtype(t):
+        if (block.values.shape[1], block.values.dtype, block.state.shape[1]) != (
+            columns(t.format, t.dim),
+            DTYPES[t.format],
+            state_width(t),
+        ):
             raise StoreError(f"rows of table '{table}' of another shape")
         for i, v, s in zip(block.ids.tolist(), block.values, block.state, strict=True):
             self.rows[table][i] = v.tobytes(), s.tobytes()
@@ -92,19 +100,12 @@ class MemoryRows:
         return next(t for t in self._tables if t.name == name)
 
 
-def _dtype(table: Table) -> type[np.float32] | type[np.float16]:
-    return np.float16 if table.format is ValueFormat.FP16 else np.float32
-
-
-def _item(table: Table) -> int:
-    return np.dtype(_dtype(table)).itemsize
-
-
 def random_block(table: Table, rows: int, seed: int = 0) -> RowBlock:
     """Rows of arbitrary bits: a checkpoint keeps bits, so NaNs of every kind are among them."""
     rng = np.random.default_rng(seed)
     ids = np.unique(rng.integers(0, M64, rows, np.uint64, endpoint=True))
-    values = rng.integers(0, 255, (len(ids), table.dim * _item(table)), np.uint8, endpoint=True).view(_dtype(table))
+    size = table.format.row_bytes(table.dim)
+    values = rng.integers(0, 255, (len(ids), size), np.uint8, endpoint=True).view(DTYPES[table.format])
     state = rng.integers(0, 255, (len(ids), state_width(table) * 4), np.uint8, endpoint=True).view(np.float32)
     return RowBlock(ids, values, state.reshape(len(ids), state_width(table)))
 
@@ -169,3 +170,23 @@ def dense_step(model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> None
 
 
 POSITION = Position(epoch=1, window=2, row=3)
+
+
+def save_step(folder: Path, job: Job, service: Any, step: int, **options: Any) -> Path:
+    """Saves with a small dense network whose weights tell the step."""
+    dense, optimizer = _dense(step)
+    settings: dict[str, Any] = {
+        "dense": dense,
+        "optimizer": optimizer,
+        "position": POSITION,
+        "rng": {"torch": torch.tensor([step])},
+        "extra": {"step": step},
+        "threads": 1,
+    }
+    return checkpoint.save(folder, job=job, service=service, step=step, **{**settings, **options})
+
+
+@cache
+def _dense(seed: int) -> tuple[dict[str, Any], dict[str, Any]]:
+    model, optimizer = dense_parts(seed)
+    return model.state_dict(), optimizer.state_dict()

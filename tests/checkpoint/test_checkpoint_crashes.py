@@ -1,5 +1,5 @@
 """The process dies, the power goes, or the disk refuses at any single operation: the old checkpoint or the new one is
-there, whole, and never a mix. The file layer under the saver is `faulty_files`."""
+there, whole, and never a mix. The file layer under the saver is `satrap.testing.faulty_files`."""
 
 from __future__ import annotations
 
@@ -10,14 +10,13 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from conftest import save_step
-from faulty_files import FaultyFiles, Killed
-from memory_rows import MemoryRows, filled, job_of
+from memory_rows import MemoryRows, filled, job_of, save_step
 
 from satrap import checkpoint
-from satrap.checkpoint.files import Files
+from satrap.durable.files import Files
 from satrap.errors import CheckpointError
 from satrap.schema import Adagrad, Job, Table
+from satrap.testing.faulty_files import FaultyFiles, Killed
 
 JOB = job_of(Table(name="user", dim=2, optimizer=Adagrad()), partitions=2)
 OLD, NEW = filled(JOB, 6, seed=1), filled(JOB, 6, seed=2)

@@ -8,12 +8,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from faulty_files import StingyFiles
 from memory_rows import MemoryRows, filled, global_rows
 
 from satrap import checkpoint
 from satrap.errors import CheckpointError
 from satrap.schema import Job
+from satrap.testing.faulty_files import StingyFiles
 
 Save = Callable[..., Path]
 FILES = ["manifest.json", "dense.safetensors", "optimizer.safetensors", "rng.safetensors", "rows-00002.satrap"]

@@ -103,3 +103,33 @@ def test_the_old_checkpoint_counts_while_its_successor_has_not_taken_the_name(ru
     assert checkpoint.retain(run, 9) == []
     assert checkpoint.latest(run) == folder / "step-00000005"
     checkpoint.verify(folder / "step-00000005")
+
+
+def test_a_run_lists_its_checkpoints_with_what_they_are(run: Path, job: Job, rows: MemoryRows, save: Save) -> None:
+    figures = {"evaluated_at": 6, "valid": {"a": {"auc": 0.5, "log_loss": 1.0}, "b": {"auc": 0.7}}}
+    checkpoint.mark_best(save(run / "checkpoints", job, rows, 6, extra={"run": figures}))
+    save(run / "checkpoints", job, rows, 7, extra={"run": {**figures, "evaluated_at": 6}})
+    (run / "checkpoints" / "step-00000003" / "manifest.json").write_text("{")
+    listed = checkpoint.kept(run)
+    assert [k.step for k in listed] == [1, 2, 3, 4, 5, 6, 7]
+    assert [k.step for k in listed if k.best] == [6]
+    assert [k.step for k in listed if k.newest] == [7]
+    assert [k.step for k in listed if k.problem] == [3]
+    assert (listed[5].valid, listed[6].valid) == ({"auc": 0.6}, {})
+    assert listed[6].rows == checkpoint.inspect(run).rows > 0
+    assert listed[6].bytes < checkpoint.inspect(run).bytes_total
+    (run / "checkpoints" / "best").write_text("step-00000077\n")
+    assert not any(k.best for k in checkpoint.kept(run))
+
+
+def test_a_checkpoint_is_named_through_its_run(run: Path) -> None:
+    folder = run / "checkpoints"
+    checkpoint.mark_best(folder / "step-00000002")
+    assert checkpoint.find(run / "best") == checkpoint.find(folder / "best") == folder / "step-00000002"
+    assert checkpoint.find(run / "latest") == folder / "step-00000005"
+    assert checkpoint.find(run / "step-00000003") == folder / "step-00000003"
+    with pytest.raises(CheckpointError, match="there is no such directory"):
+        checkpoint.find(run / "step-00000044")
+    (folder / "best").unlink()
+    with pytest.raises(CheckpointError, match="there is no such directory"):
+        checkpoint.find(run / "best")

@@ -16,7 +16,7 @@ from satrap import checkpoint
 from satrap.checkpoint import manifest
 from satrap.errors import CheckpointError
 from satrap.ps import LocalService
-from satrap.schema import SGD, Adagrad, Adam, Constant, Job, Optimizer, RowWiseAdagrad, Table, ValueFormat
+from satrap.schema import SGD, Adagrad, Adam, Constant, Job, Optimizer, RowWiseAdagrad, Table
 
 Save = Callable[..., Path]
 
@@ -94,7 +94,6 @@ def test_rows_of_before_a_load_are_gone_after_it(tmp_path: Path, job: Job, rows:
     ("change", "message"),
     [
         ({"dim": 5}, "table 'user': the checkpoint has dim 4, the job has dim 5; set dim to 4"),
-        ({"format": ValueFormat.FP16}, "has format fp32, the job has format fp16"),
         ({"optimizer": Adagrad()}, "has optimizer adam, the job has optimizer adagrad"),
         ({"name": "users"}, r"has the tables \['item', 'user'\], the job has \['item', 'users'\]"),
     ],

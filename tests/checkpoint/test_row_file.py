@@ -6,7 +6,7 @@ import io
 import re
 import struct
 import tracemalloc
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -15,10 +15,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from memory_rows import random_block
 
-from satrap.checkpoint.rows import BLOCK_BYTES, RowReader, RowWriter, Section, Source, checksum
+from satrap.durable.rows import BLOCK_BYTES, RowReader, RowWriter, Section, Source, checksum
 from satrap.errors import CheckpointError
 from satrap.ps.protocol import RowBlock
-from satrap.schema import SGD, Adagrad, Adam, Optimizer, RowWiseAdagrad, Table, ValueFormat
+from satrap.schema import SGD, Adagrad, Adam, Capacity, Optimizer, RowWiseAdagrad, Table, ValueFormat
 
 PAGE = Path(__file__).parents[2] / "docs" / "formats" / "rows.md"
 
@@ -48,10 +48,21 @@ def example() -> bytes:
     return written([(table, block)])
 
 
-def test_the_worked_example_of_the_page_is_what_is_written() -> None:
-    rows = re.findall(
-        r"^    ([0-9a-f]{4})  ((?:[0-9a-f]{2} ?){1,16})  ", PAGE.read_text(encoding="utf-8"), re.MULTILINE
+def narrow_example() -> bytes:
+    """One row of int8, as on the format's page: what 1.0 and -0.5 are stored as, after five updates."""
+    table = Table(name="user", dim=2, format=ValueFormat.INT8, optimizer=SGD())
+    scale = np.array([1.125 / 128], np.float32).view(np.uint8)
+    codes = np.array([114, -57], np.int8).view(np.uint8)
+    block = RowBlock(
+        np.array([7], np.uint64), np.concatenate([scale, codes])[None, :], np.array([[5]], np.uint32).view(np.float32)
     )
+    return written([(table, block)])
+
+
+@pytest.mark.parametrize(("title", "example"), [("## Worked example", example), ("## An int8 row", narrow_example)])
+def test_the_worked_examples_of_the_page_are_what_is_written(title: str, example: Callable[[], bytes]) -> None:
+    part = PAGE.read_text(encoding="utf-8").split(title)[1].split("\n## ")[0]
+    rows = re.findall(r"^    ([0-9a-f]{4})  ((?:[0-9a-f]{2} ?){1,16})  ", part, re.MULTILINE)
     data = example()
     shown = bytearray(len(data))  # parts left out of the page are zero bytes
     for offset, line in rows:
@@ -89,6 +100,35 @@ def test_any_tables_come_back_to_the_bit_with_any_block_size(
         assert (section.name, section.dim, section.format) == (table.name, table.dim, table.format)
         for a, b in ((block.ids, copy.ids), (block.values, copy.values), (block.state, copy.state)):
             assert (a.dtype, a.shape, a.tobytes()) == (b.dtype, b.shape, b.tobytes())
+
+
+@pytest.mark.parametrize("rows", [0, 3, 40])
+@pytest.mark.parametrize("marks", [0, 1, 2])
+def test_marks_and_bound_state_come_back_and_are_guarded(rows: int, marks: int) -> None:
+    table = Table(name="user", dim=3, optimizer=SGD(), capacity=Capacity(rows=100))
+    plain = random_block(table, max(rows, 1))
+    rng = np.random.default_rng(0)
+    block = RowBlock(
+        plain.ids[:rows],
+        plain.values[:rows],
+        plain.state[:rows],
+        rng.integers(0, 256, (rows, marks)).astype(np.uint8) if marks else None,
+        rng.integers(0, 256, 1000).astype(np.uint8),
+    )
+    out = bytearray()
+    writer = RowWriter(out.extend, partition=3, partitions=4, block_bytes=64, bounded=True)
+    writer.add(table, block)
+    writer.close()
+    assert out[8] == 2
+    ((_, got),) = read(bytes(out))
+    for part in ("ids", "values", "state", "marks", "bound"):
+        a, b = getattr(got, part), getattr(block, part)
+        assert (None if a is None else (a.shape, a.tobytes())) == (None if b is None else (b.shape, b.tobytes()))
+    for at in range(64, len(out), 7):
+        out[at] ^= 4
+        with pytest.raises(CheckpointError, match="byte offset"):
+            read(bytes(out))
+        out[at] ^= 4
 
 
 def test_a_section_that_is_not_wanted_is_skipped_without_reading_it() -> None:
@@ -182,9 +222,9 @@ def test_a_length_beyond_the_file_is_refused_before_memory_is_taken(field: str, 
 
 def test_a_newer_version_is_told_apart_from_damage() -> None:
     data = bytearray(example())
-    struct.pack_into("<I", data, 8, 2)
+    struct.pack_into("<I", data, 8, 3)
     reseal(data, 0, 64)
-    with pytest.raises(CheckpointError, match="version 2, this satrap reads version 1; use a newer satrap"):
+    with pytest.raises(CheckpointError, match="version 3, this satrap reads versions 1 and 2; use a newer satrap"):
         read(bytes(data))
 
 

@@ -13,34 +13,49 @@ use anything it has not verified, or leave a folder worse off than it was.
 
 from satrap.checkpoint.claim import claim
 from satrap.checkpoint.digest import content_digest, digest
-from satrap.checkpoint.files import LOCAL, Files, LocalFiles, write_small
-from satrap.checkpoint.folder import best, checkpoints, find, latest, mark_best, retain
+from satrap.checkpoint.folder import at_step, best, checkpoints, find, home, keep_at, kept_at, latest, mark_best, retain
 from satrap.checkpoint.load import Loaded, load, verify
 from satrap.checkpoint.manifest import FileEntry, Manifest, TableEntry
-from satrap.checkpoint.save import save
-from satrap.checkpoint.summary import Summary, inspect
+from satrap.checkpoint.objects import ObjectFiles
+from satrap.checkpoint.places import RemotePath, place, use_filesystem
+from satrap.checkpoint.save import Contents, default_threads, save, write
+from satrap.checkpoint.summary import Kept, Summary, inspect, kept
+from satrap.durable.files import LOCAL, Files, LocalFiles, write_small
 
 __all__ = [
     "LOCAL",
+    "Contents",
     "FileEntry",
     "Files",
+    "Kept",
     "Loaded",
     "LocalFiles",
     "Manifest",
+    "ObjectFiles",
+    "RemotePath",
     "Summary",
     "TableEntry",
+    "at_step",
     "best",
     "checkpoints",
     "claim",
     "content_digest",
+    "default_threads",
     "digest",
     "find",
+    "home",
     "inspect",
+    "keep_at",
+    "kept",
+    "kept_at",
     "latest",
     "load",
     "mark_best",
+    "place",
     "retain",
     "save",
+    "use_filesystem",
     "verify",
+    "write",
     "write_small",
 ]

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from satrap.durable.files import try_lock
 from satrap.errors import CheckpointError
 
 NAME = ".lock"
@@ -33,7 +33,7 @@ def claim(run: str | Path) -> Iterator[None]:
     except OSError as e:
         raise CheckpointError(f"cannot write {path}: {e.strerror}; choose another run folder") from e
     try:
-        if _lock(fd):
+        if try_lock(fd):
             with suppress(OSError):  # a full disk; the name is for a message only
                 os.ftruncate(fd, 0)
                 os.write(fd, f"process {os.getpid()} on {socket.gethostname()}".encode())
@@ -46,16 +46,3 @@ def claim(run: str | Path) -> Iterator[None]:
             )
     finally:
         os.close(fd)
-
-
-def _lock(fd: int) -> bool:
-    """Whether nobody else has it. True as well where locks do not exist."""
-    try:
-        import fcntl
-    except ImportError:  # Windows
-        return True
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as e:
-        return e.errno not in (errno.EWOULDBLOCK, errno.EACCES)
-    return True

@@ -16,9 +16,9 @@ from typing import Any
 from torch import Tensor
 
 from satrap.checkpoint import tensors
-from satrap.checkpoint.files import LOCAL, Files
 from satrap.checkpoint.load import expect, load, open_rows, row_files
-from satrap.checkpoint.rows import kind_of
+from satrap.durable.files import Files
+from satrap.durable.rows import kind_of
 from satrap.ps.protocol import RowBlock, RowStorage
 from satrap.schema import Table
 
@@ -48,7 +48,7 @@ class _TableHash:
         }
 
 
-def digest(path: str | Path, *, files: Files = LOCAL) -> str:
+def digest(path: str | Path, *, files: Files | None = None) -> str:
     """SHA-256 (hex) of the content of a checkpoint. Equal for equal models, however they were trained or saved.
 
     Raises CheckpointError where the checkpoint is damaged.
@@ -56,7 +56,7 @@ def digest(path: str | Path, *, files: Files = LOCAL) -> str:
     loaded = load(path, files=files)
     hashes = {t.spec.name: _TableHash(t.spec) for t in loaded.manifest.tables}
     for name in row_files(loaded.manifest):
-        with open_rows(loaded.path, name, loaded.manifest, files, whole=True) as reader:
+        with open_rows(loaded.path, name, loaded.manifest, loaded.files, whole=True) as reader:
             for section, block in reader.sections(expect(loaded.manifest)):
                 assert block is not None
                 hashes[section.name].add(block)

@@ -7,22 +7,25 @@ import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from msgspec import structs
 from torch import Tensor
 
 from satrap.checkpoint import manifest, tensors
-from satrap.checkpoint.files import LOCAL, Files, read_file
 from satrap.checkpoint.folder import find
 from satrap.checkpoint.manifest import FileEntry, Manifest
-from satrap.checkpoint.rows import ADVICE, RowReader, Section, Source, kind_of
+from satrap.checkpoint.places import located, reading
 from satrap.checkpoint.save import default_threads, parallel
 from satrap.data.batch import Position
+from satrap.durable.files import LOCAL, Files, read_file
+from satrap.durable.rows import ADVICE, RowReader, Section, Source, kind_of
 from satrap.errors import CheckpointError, JobError, StoreError
 from satrap.ps.protocol import RowBlock, RowStorage
-from satrap.schema import Job, Table, job_from_dict
+from satrap.schema import Adam, AdamW, Job, Table, job_from_dict
+from satrap.store import converter, state_words
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,13 +59,28 @@ class Loaded:
         """Replaces all rows of the service, and its clients' sequences, by the checkpoint's. Returns notes: settings
         that differ and do not change what the rows mean (a learning rate, say).
 
-        The service may have any number of partitions. Refused with no row touched: tables, dims, formats or optimizers
-        that differ. A service that has rows keeps them when a row file is damaged (all are verified first); an empty
-        one is left empty.
+        The service may have any number of partitions. Rows saved in another format, or with moments in another, become
+        those of the service's, rounded to the nearest where that has fewer bits; the notes say so. Refused with no row
+        touched: tables, dims or optimizers that differ. A service that has rows keeps them when a row file is damaged
+        (all are verified first); an empty one is left empty.
 
         Raises CheckpointError.
         """
         notes = fit(self.manifest, service)
+        ours = {t.name: t for t in service.tables()}
+        converters = {t.spec.name: converter(t.spec, ours[t.spec.name]) for t in self.manifest.tables}
+
+        alike = {t.spec.name for t in self.manifest.tables if same_marks(t.spec, ours[t.spec.name])}
+
+        def take(section: Section, block: RowBlock) -> None:
+            convert = converters[section.name]
+            if convert is not None:
+                values, state = convert(block.values, block.state)
+                block = replace(block, values=values, state=state)
+            if section.name not in alike:
+                block = replace(block, marks=None, bound=None)
+            service.import_rows(section.name, block)
+
         threads = threads or default_threads()
         if any(s.rows for s in service.stats().values()):
             _each_file(self, threads, lambda section, block: None)
@@ -70,10 +88,13 @@ class Loaded:
         try:
             for table in self.manifest.tables:
                 service.reserve_rows(table.spec.name, table.rows)
-            _each_file(self, threads, lambda section, block: service.import_rows(section.name, block))
+            _each_file(self, threads, take)
             stats = service.stats()
             for table in self.manifest.tables:
-                if (have := stats[table.spec.name].rows) != table.rows:
+                have = stats[table.spec.name].rows
+                if have < table.rows and ours[table.spec.name].capacity is not None:
+                    notes += (f"table '{table.spec.name}': {table.rows - have} of {table.rows} rows had no room",)
+                elif have != table.rows:
                     raise CheckpointError(
                         f"{self.path}: table '{table.spec.name}' has {table.rows} rows in the files, but {have} after "
                         f"the restore: an id is there twice. {ADVICE}"
@@ -87,10 +108,10 @@ class Loaded:
         return notes
 
 
-def load(path: str | Path, *, files: Files = LOCAL) -> Loaded:
-    """Opens a checkpoint, or the newest of a run folder. Raises CheckpointError naming the file that is damaged,
-    missing or of another version."""
-    directory = find(path, files)
+def load(path: str | Path, *, files: Files | None = None) -> Loaded:
+    """Opens a checkpoint, or the newest of a run folder; the path may be a URL. Raises CheckpointError naming the file
+    that is damaged, missing or of another version."""
+    directory, files = located(find(path, files), files)
     content = manifest.read(directory, files)
     check_files(directory, content, files)
     where = str(directory / manifest.NAME)
@@ -114,7 +135,7 @@ def load(path: str | Path, *, files: Files = LOCAL) -> Loaded:
     )
 
 
-def verify(path: str | Path, *, threads: int | None = None, files: Files = LOCAL) -> Manifest:
+def verify(path: str | Path, *, threads: int | None = None, files: Files | None = None) -> Manifest:
     """Reads every byte of a checkpoint and compares every checksum. Raises CheckpointError at the first damage, naming
     file and, in row files, offset."""
     loaded = load(path, files=files)
@@ -124,7 +145,8 @@ def verify(path: str | Path, *, threads: int | None = None, files: Files = LOCAL
 
 def check_files(directory: Path, content: Manifest, files: Files = LOCAL) -> None:
     """Every listed file is there with its size. (Files that are not listed are nobody's business.)"""
-    present = set(files.names(directory))
+    with reading(directory):
+        present = set(files.names(directory))
     for name, entry in content.files.items():
         if name not in present:
             raise CheckpointError(
@@ -153,33 +175,45 @@ def fit(content: Manifest, service: RowStorage) -> tuple[str, ...]:
         ours, theirs = have[name], entry.spec
         for what, a, b in (
             ("dim", theirs.dim, ours.dim),
-            ("format", theirs.format.value, ours.format.value),
             ("optimizer", kind_of(theirs), kind_of(ours)),
+            ("ids", theirs.ids, ours.ids),
         ):
             if a != b:
                 raise CheckpointError(
                     f"table '{name}': the checkpoint has {what} {a}, the job has {what} {b}; set {what} to {a}"
                 )
         notes += _differences(name, theirs, ours)
-        if theirs.optimizer != ours.optimizer:
-            # Settings of one optimizer can change its state: momentum 0 keeps none. The rows tell how wide it is.
-            width = service.export_rows(name, 0).state.shape[1]
-            if width != entry.state_width:
-                raise CheckpointError(
-                    f"table '{name}': the checkpoint has {entry.state_width} words of optimizer state a row, the job's "
-                    f"{kind_of(ours)} has {width}: {'; '.join(_differences(name, theirs, ours))}"
-                )
+        # Settings of one optimizer can change what it keeps: momentum 0 keeps nothing. Formats alone can be converted.
+        width = state_words(_stored_as(ours, theirs))
+        if width != entry.state_width:
+            raise CheckpointError(
+                f"table '{name}': the checkpoint has {entry.state_width} words of optimizer state a row, the job's "
+                f"{kind_of(ours)} has {width}: {'; '.join(_differences(name, theirs, ours))}"
+            )
     return tuple(notes)
+
+
+def _stored_as(ours: Table, theirs: Table) -> Table:
+    """Our table with the formats of theirs: what its rows are converted from."""
+    optimizer = ours.optimizer
+    if isinstance(optimizer, Adam | AdamW) and isinstance(theirs.optimizer, Adam | AdamW):
+        optimizer = structs.replace(optimizer, state=theirs.optimizer.state)
+    return structs.replace(ours, format=theirs.format, rounding=theirs.rounding, optimizer=optimizer)
 
 
 def _differences(name: str, theirs: Table, ours: Table) -> list[str]:
     a, b = theirs.optimizer, ours.optimizer
     assert a is not None
     pairs = [(f"optimizer.{field}", getattr(a, field), getattr(b, field, None)) for field in a.__struct_fields__]
-    pairs += [
-        (field, getattr(theirs, field), getattr(ours, field)) for field in ("initializer", "max_gradient", "wire")
-    ]
+    fields = ("format", "rounding", "initializer", "max_gradient", "wire", "capacity", "expire", "admit")
+    pairs += [(field, getattr(theirs, field), getattr(ours, field)) for field in fields]
     return [f"table '{name}': {field} was {was} and is {now}" for field, was, now in pairs if was != now]
+
+
+def same_marks(theirs: Table, ours: Table) -> bool:
+    """Whether marks of one table mean the same in the other: its rows go for the same reasons, at the same age."""
+    evict = [None if t.capacity is None else t.capacity.evict for t in (theirs, ours)]
+    return ours.bounded and evict[0] == evict[1] and theirs.expire == ours.expire
 
 
 def _verified(directory: Path, name: str, entry: FileEntry, files: Files) -> bytearray:

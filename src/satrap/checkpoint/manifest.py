@@ -6,17 +6,15 @@ that damage to the manifest itself does not pass either.
 
 from __future__ import annotations
 
-import hashlib
-import json
-import re
 from pathlib import Path
 from typing import Any, Literal
 
 import msgspec
 
-from satrap.checkpoint.files import LOCAL, Files, read_file
-from satrap.checkpoint.rows import ADVICE
+from satrap.checkpoint.sealed import TRAILER_BYTES, seal, unseal
 from satrap.data.batch import Position
+from satrap.durable.files import LOCAL, Files, read_file
+from satrap.durable.rows import ADVICE
 from satrap.errors import CheckpointError, did_you_mean
 from satrap.schema import Table
 
@@ -41,16 +39,27 @@ class FileEntry(_Part, frozen=True, omit_defaults=True):
     """Of a row file."""
 
 
+class BoundCounts(_Part, frozen=True):
+    """What a bounded table has admitted, evicted, expired and refused, as `ps.TableStats`."""
+
+    admitted: int
+    evicted: int
+    expired: int
+    refused: int
+
+
 class TableEntry(_Part, frozen=True):
     """One table: its configuration when saved, and its size."""
 
     spec: Table
     """With its optimizer filled in."""
     state_width: int
-    """K: float32 words of optimizer state a row, step count included."""
+    """K: words of 32 bits of optimizer state a row, step count included."""
     rows: int
     bytes: int
     """Of all its rows: ids, values, state."""
+    bound: BoundCounts | None = None
+    """What a bounded table has done so far; None: it is not."""
 
 
 class Manifest(_Part, frozen=True):
@@ -80,29 +89,20 @@ class Manifest(_Part, frozen=True):
     """Tree of whatever the trainer adds: metrics, schedule, …"""
 
 
-_TRAILER = re.compile(rb',\n  "sha256": "([0-9a-f]{64})"\n}\n')
-_TRAILER_BYTES = len(b',\n  "sha256": ""\n}\n') + 64
-
-
 def encode(manifest: Manifest) -> bytes:
     """The bytes of `manifest.json`."""
     tree = msgspec.to_builtins(manifest)
     # JSON's object keys are strings; everything else in the tree is JSON already.
     tree["clients"] = {str(k): v for k, v in tree["clients"].items()}
-    body = json.dumps(tree, indent=2, ensure_ascii=False, allow_nan=False).encode()
-    assert body.endswith(b"\n}")
-    body = body[:-2]
-    return body + f',\n  "sha256": "{hashlib.sha256(body).hexdigest()}"\n}}\n'.encode()
+    return seal(tree)
 
 
 def decode(data: bytes, where: str) -> Manifest:
     """A manifest from its bytes. Raises CheckpointError naming `where`: damaged, of another format, or of a newer
     version."""
-    trailer = _TRAILER.fullmatch(data[-_TRAILER_BYTES:])
-    body = data[:-_TRAILER_BYTES]
-    intact = trailer is not None and hashlib.sha256(body).hexdigest().encode() == trailer.group(1)
+    body, intact = unseal(data)
     try:
-        tree = msgspec.json.decode(body + b"\n}" if trailer else data)
+        tree = msgspec.json.decode(body)
         if not isinstance(tree, dict) or tree.get("format") != FORMAT:
             raise CheckpointError(f"{where} is not the manifest of a satrap checkpoint")
         if intact and tree.get("version") != VERSION:
@@ -115,13 +115,13 @@ def decode(data: bytes, where: str) -> Manifest:
     if not intact:
         raise CheckpointError(
             f"{where}: damaged or edited: its content does not match the SHA-256 in its last line "
-            f"(byte offset {max(0, len(data) - _TRAILER_BYTES)}). {ADVICE}"
+            f"(byte offset {max(0, len(data) - TRAILER_BYTES)}). {ADVICE}"
         )
     for key in tree:
         if key not in Manifest.__struct_fields__:
             raise CheckpointError(f"{where}: unknown key '{key}'; {did_you_mean(key, Manifest.__struct_fields__)}")
     try:
-        manifest = msgspec.json.decode(body + b"\n}", type=Manifest)
+        manifest = msgspec.json.decode(body, type=Manifest)
     except (msgspec.ValidationError, RecursionError) as e:
         raise CheckpointError(f"{where}: {e}") from e
     _check(manifest, where)
