@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+import time
 from pathlib import Path
 
 import numpy as np
@@ -30,13 +31,15 @@ def fit(job, run_dir, **kw):
 
 
 def figures(run_dir):
-    """What the log says that does not depend on time or memory (`rows` counts those of lookups ahead, too)."""
-    timed = {"time", "samples_per_s", "rss_bytes", "rows"}
-    return [
+    """What the log says that does not depend on time or memory (`rows` counts those of lookups ahead, too), by step: a
+    checkpoint is told when it is written, some steps later."""
+    timed = {"time", "samples_per_s", "rss_bytes", "rows", "stages_s", "stages_cpu_s"}
+    records = [
         {k: v for k, v in r.items() if k not in timed}
         for r in read_metrics(run_dir)
         if r["kind"] in ("train", "eval", "checkpoint")
     ]
+    return sorted(records, key=lambda r: r["step"])
 
 
 def copy_up_to(run_dir: Path, target: Path, step: int) -> None:
@@ -173,6 +176,8 @@ def test_second_ctrl_c_stops_at_once_and_leaves_the_last_checkpoint(tmp_path, mo
 
     def twice(run, lookup, leg, agreed):
         if run.state.step == 9:
+            while checkpoint.latest(tmp_path / "run") is None:  # it is written meanwhile
+                time.sleep(0.001)
             for _ in range(2):
                 os.kill(os.getpid(), signal.SIGINT)
         step(run, lookup, leg, agreed)

@@ -73,7 +73,7 @@ def test_fit_learns_saves_and_accounts_for_every_gradient(tmp_path):
     assert [r["step"] for r in logged] == list(range(7, result.steps + 1, 7))
     assert result.loss == logged[-1]["loss"] < logged[0]["loss"]
     json.dumps(result.figures())
-    assert (result.samples_per_s > 0, result.stages.compute > 0) == (True, True)
+    assert (result.samples_per_s > 0, result.stages.dense > 0) == (True, True)
 
 
 def test_plots_are_drawn_at_the_end_from_the_log(tmp_path):
@@ -358,7 +358,7 @@ def test_any_parameter_service_can_stand_in_for_the_tables(tmp_path, monkeypatch
     native = trainer_of(job, tmp_path / "native")
     plain = trainer_of(job, tmp_path / "plain", service=ReferenceService(job.resolved_tables(), initial))
     # The reference has no way to give its rows away, so nothing is saved.
-    monkeypatch.setattr("satrap.train.run.Checkpoints.save", lambda self, state, report: self.path(state.step))
+    monkeypatch.setattr("satrap.train.run.Checkpoints.begin", lambda self, state, report, *, behind: None)
     native.fit()
     plain.fit()
     assert plain.engine.ledger.balanced
@@ -378,6 +378,8 @@ OPTIONS = {
     "clip_norm": ([], ["train.clip_norm=0.01"], "model"),
     "staleness": ([], ["train.staleness=2"], "model"),
     "sync_warmup_steps": (["train.staleness=2"], ["train.sync_warmup_steps=6"], "model"),
+    "staleness_damping": (["train.staleness=2"], ["train.staleness_damping=false"], "model"),
+    "dense_mode": ([], ["train.dense_mode=async"], "model"),
     "precision": ([], ["train.precision=bf16"], "model"),
     "compile": ([], ["train.compile=true"], "compiled"),
     "device": ([], ["train.device=cuda"], "refused"),

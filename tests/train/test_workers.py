@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 
+import msgspec
 import numpy as np
 import pytest
 import torch
@@ -70,9 +71,17 @@ def divisions(draw, world):
 
 
 @settings(max_examples=40, deadline=None)
-@given(data=st.data(), job=jobs(), world=st.sampled_from([2, 3, 4]), seed=st.integers(0, 1 << 20))
-def test_any_job_trains_on_several_workers_as_on_one_with_all_their_samples(data, job, world, seed):
+@given(
+    data=st.data(),
+    job=jobs(),
+    world=st.sampled_from([2, 3, 4]),
+    staleness=st.sampled_from([0, 0, 1, 2]),
+    seed=st.integers(0, 1 << 20),
+)
+def test_any_job_trains_on_several_workers_as_on_one_with_all_their_samples(data, job, world, staleness, seed):
     # Weighted samples, several labels, pieces, clipping, shared rows, uneven ends: where a mean of means goes wrong.
+    # With staleness: a step of a row for each worker's push, or a lookup that sees what another was quick to push.
+    job = msgspec.structs.replace(job, train=msgspec.structs.replace(job.train, staleness=staleness))
     sizes = data.draw(divisions(world))
     batches = random_batches(job, [sum(s) for s in sizes], seed)
     torch.manual_seed(job.seed)
@@ -146,8 +155,10 @@ def test_synchronous_workers_give_the_same_bits_again(tmp_path):
     assert len(digests) == 1
 
 
-def test_synchronous_steps_of_the_warm_up_are_merged_and_later_ones_are_not(tmp_path):
-    job = override(click_job(tmp_path, staleness=2, sync_warmup_steps=3, max_steps=6), ["model.dropout=0"])
+@pytest.mark.parametrize(("mode", "merge"), [("sync", 2), ("async", 1)])
+def test_pushes_of_a_step_are_merged_but_in_asynchronous_mode(tmp_path, mode, merge):
+    # Adam would step a row once for each worker, twice as far in all, and what a lookup sees would be a race.
+    job = override(click_job(tmp_path, staleness=2, max_steps=6, dense_mode=mode), ["model.dropout=0"])
     merges = []
 
     def watch(trainer, rank):
@@ -156,8 +167,14 @@ def test_synchronous_steps_of_the_warm_up_are_merged_and_later_ones_are_not(tmp_
             trainer.service.push = lambda request: merges.append((request.seq, request.merge)) or push(request)
 
     Workers(job, 2, tmp_path / "run", prepare=watch)
-    assert {m for m in merges if m[0] <= 3} == {(1, 2), (2, 2), (3, 2)}
-    assert {m for m in merges if m[0] > 3} == {(4, 1), (5, 1), (6, 1)}
+    assert set(merges) == {(step, merge) for step in range(1, 7)}
+
+
+@pytest.mark.parametrize("staleness", [1, 3])
+def test_hybrid_training_of_several_workers_has_the_same_bits_every_time(tmp_path, staleness):
+    job = override(click_job(tmp_path, rows=407, staleness=staleness, epochs=2), ["model.dropout=0"])
+    digests = {checkpoint.digest(Workers(job, 3, tmp_path / str(i)).result.checkpoint) for i in range(3)}
+    assert len(digests) == 1
 
 
 def test_evaluation_shared_by_workers_is_that_of_the_model(tmp_path):

@@ -63,7 +63,7 @@ def test_interrupt_of_any_worker_stops_all_at_one_step_with_one_checkpoint(
     resumed = Workers(job, 2, tmp_path / "run", resume=True)
     assert [(r.stopped, r.steps) for r in resumed.results] == [("done", whole.result.steps)] * 2
     assert resumed.result.samples == whole.result.samples
-    if staleness == 0:
+    if staleness == 0:  # else the drain before the checkpoint has its place in the result
         assert digest(resumed) == digest(whole)
 
 

@@ -51,10 +51,12 @@ class Workers:
         run_dir: Path,
         *,
         services: Callable[[int], Any] | None = None,
+        poolers: Callable[[int], Any] | None = None,
         prepare: Callable[[Trainer, int], None] | None = None,
         **options: Any,
     ) -> None:
-        """`services`: rank → the way to the rows; None: one table in this process. `prepare` changes a trainer before
+        """`services`: rank → the way to the rows; None: one table in this process. `poolers`: rank → who pools them;
+        None: each worker itself. `prepare` changes a trainer before
         it starts. `options`: of `fit`."""
         shared = LocalService.of(job) if services is None else None
         self.service = shared
@@ -63,7 +65,13 @@ class Workers:
         for rank in range(world):
             service = shared if services is None else services(rank)
             trainer = Trainer(
-                job, run_dir=run_dir, service=service, group=_Later(rank, world), progress=False, plots=False
+                job,
+                run_dir=run_dir,
+                service=service,
+                pooler=None if poolers is None else poolers(rank),
+                group=_Later(rank, world),
+                progress=False,
+                plots=False,
             )
             if prepare is not None:
                 prepare(trainer, rank)

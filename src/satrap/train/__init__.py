@@ -2,7 +2,7 @@
 
 Owns: the order of lookups and pushes (staleness), the dense step, the group of workers that train together, when to
 evaluate and to save, interrupts, results.
-May import: embedding, checkpoint, ps, data, models, schema, observe, errors, torch. Must never: know how rows are
+May import: embedding, checkpoint, ps, data, models, plan, schema, observe, errors, torch. Must never: know how rows are
 stored or files are laid out; call a signal handler's business from a library thread.
 """
 

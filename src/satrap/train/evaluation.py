@@ -17,9 +17,10 @@ from torch import Tensor, nn
 
 from satrap.data.batch import Batch
 from satrap.observe import BinaryMetrics
+from satrap.observe.stages import StageSeconds
 from satrap.train.group import ALONE, Group
 from satrap.train.pipeline import Engine, Feed, Leg
-from satrap.train.results import Evaluation, StageSeconds
+from satrap.train.results import Evaluation
 from satrap.train.schedule import StalenessSchedule
 from satrap.train.state import random_state, set_random_state
 from satrap.train.step import DenseStep

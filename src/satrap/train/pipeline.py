@@ -31,8 +31,8 @@ from typing import Any, Protocol
 
 from satrap.data.batch import Batch
 from satrap.errors import TrainingError
+from satrap.observe.stages import StageSeconds, name_thread
 from satrap.ps.protocol import Ack
-from satrap.train.results import StageSeconds
 from satrap.train.schedule import StalenessSchedule
 
 
@@ -72,13 +72,12 @@ class Feed:
         try:
             start = perf_counter()
             batch = next(self._batches, None)
-            read = perf_counter()
-            self._seconds.read_wait += read - start
+            self._seconds.add("read_wait", perf_counter() - start)
             if batch is None:
                 self._exhausted = True
                 return
-            self._ahead.append(batch if self._prepare is None else self._prepare(batch))
-            self._seconds.prepare += perf_counter() - read
+            with self._seconds.time("dedup"):
+                self._ahead.append(batch if self._prepare is None else self._prepare(batch))
         except Exception as error:
             self._error = error
 
@@ -123,8 +122,9 @@ class Leg:
     ahead. Leaving it by an exception applies no further push. An error of the engine thread is raised in the main one.
 
     In a group of `world` workers every worker runs the same steps, whether it has data for them or not: after its last
-    batch it is handed None, until the main thread breaks. In synchronous steps the workers' pushes are merged, so
-    whoever has nothing to push pushes that.
+    batch it is handed None, until the main thread breaks. The workers' pushes of a step are merged to one optimizer
+    step a row, so whoever has nothing to push pushes that; and every lookup waits for the merged pushes of the
+    schedule, so it finds the same rows whatever the timing of the others.
     """
 
     def __init__(
@@ -168,7 +168,7 @@ class Leg:
         while True:
             start = perf_counter()
             lookup, acks = self._ready.get()
-            self._seconds.lookup_wait += perf_counter() - start
+            self._seconds.add("lookup_wait", perf_counter() - start)
             self._take(acks)
             if lookup is _END:
                 if self._error is not None:
@@ -179,6 +179,10 @@ class Leg:
     def push(self, lookup: Any, *, lr_factor: float) -> None:
         """Hands a lookup with its gradients back, to be pushed in its turn."""
         self._gradients.put((lookup, lr_factor))
+
+    def outstanding(self, step: int) -> int:
+        """Pushes of earlier steps that the lookup of a step has not seen."""
+        return step - self._schedule.applied_before(step, self._first)
 
     def release(self, lookup: Any) -> None:
         """Hands a lookup back that has nothing to push (evaluation)."""
@@ -193,7 +197,7 @@ class Leg:
         start = perf_counter()
         # After an error the reader may keep the thread for long; it ends by itself, without another push.
         self._thread.join(_PATIENCE_S if self._aborted else None)
-        self._seconds.drain_wait += perf_counter() - start
+        self._seconds.add("drain_wait", perf_counter() - start)
         while not self._ready.empty():
             self._take(self._ready.get()[1])
         if error is None and self._error is not None:
@@ -210,6 +214,7 @@ class Leg:
 
     def _run(self) -> None:
         """The engine thread."""
+        name_thread("satrap-engine")
         settling = threading.Thread(target=self._settle, name="satrap-settle", daemon=True)
         if self._overlaps:
             settling.start()
@@ -247,7 +252,9 @@ class Leg:
         ended = threading.Event()
         self._under_way.put((settle, ended))
         if wait:
+            start = perf_counter()
             ended.wait()
+            self._seconds.add("gradient_wait", perf_counter() - start)
 
     def _alternate(self) -> None:
         step = self._first
@@ -273,17 +280,16 @@ class Leg:
         finish = None if begin is None else begin(item, train=self._train)
 
         def settle() -> None:
-            start = perf_counter()
-            lookup = self._engine.lookup(item, train=self._train) if finish is None else finish()
-            self._seconds.lookup += perf_counter() - start
-            self._hand_out(lookup)
+            self._hand_out(self._engine.lookup(item, train=self._train) if finish is None else finish())
 
         self._then(settle)
 
     def _push_until(self, wanted: int) -> bool:
         """Applies pushes in order until those of the first `wanted` batches are applied. False: no more will come."""
         while self._applied < wanted:
+            start = perf_counter()
             handed = self._gradients.get()
+            self._seconds.add("gradient_wait", perf_counter() - start)
             if handed is _END or self._aborted:
                 self._gradients.put(_END)
                 return False
@@ -296,16 +302,14 @@ class Leg:
     def _push(self, lookup: Any, lr_factor: float) -> None:
         seq = self._applied + 1
         options: dict[str, Any] = {"seq": seq, "lr_factor": lr_factor}
-        if self._world > 1 and self._schedule.synchronous(self._applied):
+        if self._world > 1:
             options["merge"] = self._world
-        start = perf_counter()
         if self._overlaps:
             finish = self._engine.submit_push(lookup, **options)  # type: ignore[attr-defined]
             # A merged push is applied when the last worker's is there: what is pulled next must not come before.
             self._then(lambda: self._acknowledged(seq, finish()), wait="merge" in options)
         else:
             self._acknowledged(seq, self._engine.push(lookup, **options))
-        self._seconds.push += perf_counter() - start
 
     def _acknowledged(self, seq: int, ack: Ack) -> None:
         if ack.duplicate:

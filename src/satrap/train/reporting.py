@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
@@ -13,13 +14,18 @@ import numpy as np
 
 from satrap import checkpoint
 from satrap.data.batch import Batch
-from satrap.observe import BinaryMetrics, Progress, RunLog, describe, rss_bytes
+from satrap.observe import BinaryMetrics, Progress, RunLog, cpu_seconds, describe, rss_bytes
+from satrap.observe.machine import threads_cpu_seconds
+from satrap.observe.profile import WorkerTime
+from satrap.observe.stages import StageSeconds
 from satrap.ps.protocol import STALENESS_BINS, Ack
 from satrap.schema import Job
 from satrap.train.evaluation import add
-from satrap.train.results import Evaluation, Result, StageSeconds
+from satrap.train.results import Evaluation, Result
 from satrap.train.state import RunState
 from satrap.train.step import Outcome
+
+_log = logging.getLogger("satrap.train")
 
 BINS = 1 << 14
 """Of the histogram behind the training AUC: it is read every few steps, and its error bound is logged with it."""
@@ -27,6 +33,10 @@ BINS = 1 << 14
 
 Display = Callable[..., Progress]
 """Makes the display of a run, called as `Progress` is."""
+
+
+STORE_THREAD = "satrap-store"
+"""What the native store calls its threads."""
 
 
 _DOING = {"evaluation": "evaluating", "checkpoint": "saving a checkpoint"}
@@ -40,13 +50,23 @@ class Report:
     """
 
     def __init__(
-        self, job: Job, run_dir: Path, service: Any, progress: bool | Display | None, *, writes: bool = True
+        self,
+        job: Job,
+        run_dir: Path,
+        service: Any,
+        progress: bool | Display | None,
+        *,
+        writes: bool = True,
+        seconds: StageSeconds | None = None,
     ) -> None:
         self._job, self._run_dir, self._service, self._show = job, run_dir, service, progress
         self._log: RunLog | None = None
         self._writes = writes
         self._every = job.train.log_every_steps
-        self.seconds = StageSeconds()
+        self.seconds = seconds or StageSeconds()
+        self._interval_stages: dict[str, float] = {}
+        self._interval_stages_cpu: dict[str, float] = {}
+        self._cpu_s, self._store_cpu_s = 0.0, 0.0
         self.loss = float("nan")
         """Mean over the last interval that was logged."""
         self._metrics = [BinaryMetrics(bins=BINS, exact_samples=0) for _ in job.data.label]
@@ -104,11 +124,14 @@ class Report:
     def training(self) -> Iterator[None]:
         """While it is entered, time counts as training time: the base of samples per second."""
         self._running_since = perf_counter()
+        cpu, store_cpu = cpu_seconds(), threads_cpu_seconds(STORE_THREAD)
         try:
             yield
         finally:
             self._tick()
             self._running_since = None
+            self._cpu_s += cpu_seconds() - cpu
+            self._store_cpu_s += threads_cpu_seconds(STORE_THREAD) - store_cpu
 
     def _tick(self) -> None:
         now = perf_counter()
@@ -128,6 +151,10 @@ class Report:
         if state.step % self._every == 0:
             self._tick()
             self._log_interval(state, outcome, lr_factor)
+
+    def trained_elsewhere(self, samples: int) -> None:
+        """Takes in what workers out of step with this one have trained since it was last called."""
+        self._training_samples += samples
 
     def _log_interval(self, state: RunState, outcome: Outcome, lr_factor: float) -> None:
         self.loss = self._interval_loss / self._interval_steps
@@ -151,6 +178,8 @@ class Report:
             "lr_factor": lr_factor,
             "rss_bytes": rss_bytes(),
             "rows": sum(s.rows for s in self._service.stats().values()),
+            "stages_s": _grown(self._interval_stages, self.seconds.as_dict()),
+            "stages_cpu_s": _grown(self._interval_stages_cpu, dict(self.seconds.cpu)),
         }
         log.train(step=state.step, **record)
         if self._progress is not None:
@@ -176,11 +205,20 @@ class Report:
             if self._progress is not None:
                 self._progress.evaluation(f"{split} {name}" if several else split, m, state.step)
 
-    def saved(self, state: RunState, path: Path) -> None:
+    def saved(self, step: int, path: Path) -> None:
         """Logs a checkpoint."""
         if self._log is None:
             return
-        self._log.event("checkpoint", step=state.step, path=str(path.relative_to(self._run_dir)))
+        inside = path.is_relative_to(self._run_dir)
+        self._log.event("checkpoint", step=step, path=str(path.relative_to(self._run_dir) if inside else path))
+
+    def save_failed(self, step: int, problem: str) -> None:
+        """Logs that a checkpoint, or its removal, has failed, and says so on the screen."""
+        if self._show is False:
+            _log.error("step %d: %s", step, problem)
+        self.notify(f"step {step}: {problem}")
+        if self._log is not None:
+            self._log.event("checkpoint_failed", step=step, problem=problem)
 
     def finished(self, state: RunState, result: Result) -> None:
         """The last record."""
@@ -199,7 +237,22 @@ class Report:
         finally:
             if self._progress is not None:
                 self._progress.doing(None)
-            setattr(self.seconds, what, getattr(self.seconds, what) + perf_counter() - start)
+            self.seconds.add(what, perf_counter() - start)
+
+    def time_of(self, rank: int) -> WorkerTime:
+        """Where the time of this worker went."""
+        return WorkerTime.of(
+            self.seconds,
+            rank=rank,
+            training_s=self._training_s,
+            cpu_s=self._cpu_s,
+            store_cpu_s=self._store_cpu_s,
+        )
+
+    @property
+    def samples_trained(self) -> int:
+        """Of all workers, since the start or the resume."""
+        return self._training_samples
 
     @property
     def samples_per_s(self) -> float:
@@ -237,3 +290,10 @@ class Report:
         self.staleness[:] = saved["staleness"]
         self.applied = self.applied_before = saved.get("applied", 0)
         self._metrics = [BinaryMetrics.from_dict(m) for m in saved["metrics"]]
+
+
+def _grown(before: dict[str, float], now: Mapping[str, float]) -> dict[str, float]:
+    """What has grown since the last call with the same `before`, and by how much; microseconds are enough."""
+    grown = {k: round(v - before.get(k, 0.0), 6) for k, v in now.items()}
+    before.update(now)
+    return {k: v for k, v in grown.items() if v > 0}

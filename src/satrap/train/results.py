@@ -3,42 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+import msgspec
+
 from satrap.observe.metrics import Metrics
+from satrap.observe.profile import Profile
+from satrap.observe.stages import StageSeconds
 from satrap.ps.protocol import TableStats
 
+__all__ = ["Evaluation", "HotTable", "Result", "Size", "StageSeconds", "Stopped"]
+
 Stopped = Literal["done", "early_stopping", "interrupted"]
-
-
-@dataclass(slots=True)
-class StageSeconds:
-    """Seconds spent in, and waited for, each stage of a run. The engine thread's and the main thread's run at once."""
-
-    read_wait: float = 0.0
-    """Engine thread: waiting for the reader to deliver a batch."""
-    prepare: float = 0.0
-    """Engine thread: unique ids."""
-    lookup: float = 0.0
-    """Engine thread: rows and pooling."""
-    push: float = 0.0
-    """Engine thread: gradients per id and their application."""
-    lookup_wait: float = 0.0
-    """Main thread: waiting for the engine thread to have a batch ready."""
-    compute: float = 0.0
-    """Main thread: forward, backward, dense optimizer."""
-    drain_wait: float = 0.0
-    """Main thread: waiting for the last pushes before a checkpoint, an evaluation or the end."""
-    evaluation: float = 0.0
-    """Evaluations in the middle of training."""
-    checkpoint: float = 0.0
-    """Saving checkpoints."""
-
-    def as_dict(self) -> dict[str, float]:
-        """By name, for logs."""
-        return asdict(self)
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +42,18 @@ class Size:
     def bytes_per_row(self) -> float:
         """Values, optimizer state and overhead; 0 where there are no rows."""
         return (self.value_bytes + self.state_bytes + self.overhead_bytes) / self.rows if self.rows else 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class HotTable:
+    """The ids of a table that came most often."""
+
+    seen: int
+    """Sightings in the sample."""
+    error: float
+    """What a share may be too small by, beside the chance of the sample."""
+    top: tuple[tuple[int, float], ...]
+    """(id, share of the sightings), the most frequent first."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,10 +155,24 @@ class Result:
     """Measured: updates that rows had between lookup and push, mean over gradients. NaN where not measured."""
     staleness_max: int
     stages: StageSeconds
+    profile: Profile
+    """Seconds by stage of all workers while training, and what `bottleneck` judges them by."""
     checkpoint: Path | None
-    """The checkpoint of the model that `valid` and `test` describe."""
+    """The checkpoint of the model that `valid` and `test` describe; where it could not be saved (`unsaved`), the newest
+    there is."""
     run_dir: Path
     plots: tuple[Path, ...] = ()
+    tables: Mapping[str, TableStats] = field(default_factory=dict)
+    """Size by table at the end."""
+    staleness: tuple[int, ...] = ()
+    """Gradients by updates that their row had between lookup and push: [0] none, [1] one, …"""
+    saves_failed: int = 0
+    """Checkpoints that could not be written."""
+    unsaved: str | None = None
+    """Why the last checkpoint that was due is not there: the model as it ended is nowhere but in memory. None where all
+    is saved."""
+    hot_ids: Mapping[str, HotTable] = field(default_factory=dict)
+    """Table → the ids that came most often, of a sample of worker 0's batches."""
 
     @property
     def rows(self) -> int:
@@ -192,5 +196,15 @@ class Result:
             "staleness_mean": self.staleness_mean,
             "staleness_max": self.staleness_max,
             "stages_s": self.stages.as_dict(),
+            "profile": msgspec.to_builtins(self.profile),
+            "tables": {name: asdict(stats) for name, stats in self.tables.items()},
+            "staleness": list(self.staleness),
+            # As text: JSON readers round whole numbers beyond 2^53.
+            "hot_ids": {
+                name: {"seen": h.seen, "error": h.error, "top": [[str(i), share] for i, share in h.top]}
+                for name, h in self.hot_ids.items()
+            },
             "checkpoint": None if self.checkpoint is None else str(self.checkpoint),
+            "saves_failed": self.saves_failed,
+            "unsaved": self.unsaved,
         }

@@ -6,7 +6,8 @@ What happens at a step follows from the job and the step's number alone (and fro
 resumed from a checkpoint does what the run that saved it went on to do, to the bit.
 
 In a group every worker does this with its part of the data. What would differ between them, the end of the data and
-interrupts, is agreed on: before each step, after each leg, and where a decision depends on it.
+interrupts, is agreed on: before each step, after each leg, and where a decision depends on it. With `dense_mode: async`
+nothing is agreed on before a step: each worker goes through a leg at its own pace, and they meet at its end.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from typing import Any
 from satrap.data.batch import Batch, Position
 from satrap.errors import DataError, TrainingError
 from satrap.schema import Job
+from satrap.train.damping import damp
 from satrap.train.diagnosis import not_finite
 from satrap.train.evaluation import evaluate
 from satrap.train.group import ALONE, Agreed, Group
@@ -31,7 +33,9 @@ from satrap.train.saving import Checkpoints
 from satrap.train.schedule import LearningRate, StalenessSchedule
 from satrap.train.sources import Sources
 from satrap.train.state import RunState
-from satrap.train.step import DenseStep, weight_of
+from satrap.train.step import DenseStep, Outcome, weight_of
+from satrap.train.together import meet
+from satrap.train.writing import Saved
 
 
 @dataclass(slots=True)
@@ -45,12 +49,17 @@ class Run:
     checkpoints: Checkpoints
     state: RunState
     report: Report
+    service: Any
     interrupts: Interrupts
     rate: LearningRate
     saved_at: int
-    """Step of the newest checkpoint; -1 before the first."""
+    """Step of the newest checkpoint, or of the one that is being written; -1 before the first."""
     saved: Path | None = None
     group: Group = ALONE
+    saves_failed: int = 0
+    """Checkpoints that could not be written since `fit` began."""
+    unsaved: str | None = None
+    """Why the newest checkpoint that was due is not there; None where it is."""
     _feed: Feed | None = None
     _stop: bool = False
     """The group has agreed to stop."""
@@ -66,6 +75,10 @@ class Run:
                 if stopped is not None:
                     return stopped
                 self._train_leg()
+        except BaseException as e:
+            # The rows of a checkpoint under way are good; only who stops twice does not wait for it.
+            self.checkpoints.abandon(at_once=not isinstance(e, Exception))
+            raise
         finally:
             self._close_feed()
 
@@ -81,7 +94,7 @@ class Run:
     def _train_leg(self) -> None:
         """Steps up to the next drain: the next evaluation or checkpoint, the last step, or the end of the epoch."""
         state, train = self.state, self.job.train
-        feed, first = self._open_feed(), state.step
+        feed, first, samples, stopped = self._open_feed(), state.step, state.samples, False
         with (
             Leg(
                 self.engine,
@@ -89,7 +102,7 @@ class Run:
                 StalenessSchedule(train.staleness, train.sync_warmup_steps),
                 first=first,
                 steps=self._steps_to_drain(),
-                world=self.group.world,
+                world=self.group.world if self._lockstep else 1,
                 seconds=self.report.seconds,
                 on_ack=self.report.pushed,
             ) as leg,
@@ -100,24 +113,51 @@ class Run:
                 if not agreed.with_data:
                     break
                 self._step(lookup, leg, agreed)
-                if self._stops(agreed):
+                stopped = self._stops(agreed)
+                if stopped:
                     # Lookups that are ahead are dropped; their batches are read again after a resume.
-                    return
+                    break
+        if not self._lockstep:
+            self._meet(first, samples)
+        if stopped:
+            return
         # Who comes here has drained its own pipeline; who goes on knows that all have.
         if not self._any(not feed.ended()):
             self._end_epoch(empty=state.step == first and not self._any(state.position != Position(state.epoch)))
         elif self._is_eval_step():
             state.evaluation_due = True
 
+    @property
+    def _lockstep(self) -> bool:
+        """Whether the workers do every step together."""
+        return self.dense.rows is None
+
+    def _meet(self, first: int, samples: int) -> None:
+        """Brings workers that went through a leg at their own pace to one step, and to the weights that their pushes
+        have led to. `first`, `samples`: of the run, at the leg's beginning."""
+        state, rows = self.state, self.dense.rows
+        assert rows is not None
+        mine = state.samples - samples
+        state.step, trained = meet(self.group, self.dense.model, state.step, mine)
+        state.samples = samples + trained
+        self.report.trained_elsewhere(trained - mine)
+        rows.pull(self.service)
+
     def _agree(self, lookup: Any) -> Agreed:
-        """What the next step is. Alone there is nothing to ask, and the batch knows its weight."""
+        """What the next step is. Alone there is nothing to ask, and the batch knows its weight. Out of step a worker
+        takes the others' batches to weigh what its own does."""
         if self.group.world == 1:
             return Agreed(0.0, 1, False)
-        return self.group.agree(weight_of(lookup), lookup is not None, self.interrupts.requested)
+        if not self._lockstep:
+            return Agreed(weight_of(lookup) * self.group.world, 1, False)
+        start = perf_counter()
+        agreed = self.group.agree(weight_of(lookup), lookup is not None, self.interrupts.requested)
+        self.report.seconds.add("worker_wait", perf_counter() - start)
+        return agreed
 
     def _stops(self, agreed: Agreed) -> bool:
         """Whether to stop after this step. Whoever is interrupted after the others were asked stops a step later."""
-        if self.group.world == 1:
+        if self.group.world == 1 or not self._lockstep:
             return self.interrupts.requested
         self._stop = self._stop or agreed.stop
         return self._stop
@@ -133,7 +173,21 @@ class Run:
 
     def _step(self, lookup: Any, leg: Leg, agreed: Agreed) -> None:
         """Forward and backward, gradients on their way to the tables, then the dense optimizer."""
-        state, start = self.state, perf_counter()
+        state, factor = self.state, self.rate.factor(self.state.step)
+        with self.report.seconds.time("dense", beside="reduce"):
+            outcome = self._compute_and_apply(lookup, leg, agreed, factor)
+        state.step += 1
+        state.samples += outcome.samples
+        if lookup is not None:
+            state.position = lookup.batch.position
+        self.report.stepped(state, outcome, None if lookup is None else lookup.batch, factor)
+        if self.checkpoints.ended:
+            saved = self.checkpoints.outcome()
+            if saved is not None:
+                self._tell(saved)
+
+    def _compute_and_apply(self, lookup: Any, leg: Leg, agreed: Agreed, factor: float) -> Outcome:
+        state = self.state
         outcome = self.dense.compute(lookup, agreed if self.group.world > 1 else None)
         if not outcome.finite:
             if lookup is None or outcome.elsewhere:
@@ -142,15 +196,11 @@ class Run:
                     "the batch. Nothing of this step was applied; checkpoints are intact"
                 )
             raise not_finite(state.step + 1, state.position, lookup, self.dense.model, outcome)
-        factor = self.rate.factor(state.step)
+        if lookup is not None and self.job.train.staleness_damping:
+            damp(lookup, leg.outstanding(state.step))
         leg.push(lookup, lr_factor=factor)
         self.dense.apply(outcome, factor)
-        state.step += 1
-        state.samples += outcome.samples
-        if lookup is not None:
-            state.position = lookup.batch.position
-        self.report.seconds.compute += perf_counter() - start
-        self.report.stepped(state, outcome, None if lookup is None else lookup.batch, factor)
+        return outcome
 
     def _evaluate_if_due(self) -> None:
         """Validates where an epoch, `eval_every_steps` or the run has been completed. An interrupt leaves it due."""
@@ -161,7 +211,7 @@ class Run:
             return
         evaluation = self._measure(self.sources.valid())
         if evaluation is not None:
-            state.judge(evaluation, self.job.train.early_stopping)
+            state.judge(evaluation, self.job.train)
             self.report.evaluated("valid", state, evaluation)
 
     def _measure(self, batches: Iterator[Batch]) -> Evaluation | None:
@@ -173,16 +223,42 @@ class Run:
         return None if self._interrupted() else evaluation
 
     def _save_if_due(self, *, stopping: bool) -> None:
-        """Saves every `every_steps`, when the best model so far has been found, and whenever training ends here."""
+        """Saves every `every_steps`, when the best model so far has been found, and whenever training ends here; then
+        it waits for the files."""
         state, every = self.state, self.job.train.checkpoint.every_steps
         regular = every is not None and state.step % every == 0
-        if state.step == 0 or self.saved_at == state.step:
-            return
-        if regular or state.best_step == state.step or stopping:
+        if stopping:
+            self._settle()
+        if state.step != 0 and self.saved_at != state.step and (regular or state.best_step == state.step or stopping):
+            self._settle()
             with self.report.busy("checkpoint"):
-                self.saved = self.checkpoints.save(state, self.report.to_dict())
+                self.checkpoints.begin(state, self.report.to_dict(), behind=not stopping)
             self.saved_at = state.step
-            self.report.saved(state, self.saved)
+        if stopping:
+            self._settle()
+
+    def _settle(self) -> None:
+        """Waits for the checkpoint that is being written, if one is."""
+        with self.report.busy("checkpoint"):
+            settled = self.checkpoints.settle()
+        if settled is None:
+            return
+        saved, told = settled
+        if not told:
+            self._tell(saved)
+        if saved.path is None:
+            self.saves_failed += 1
+            self.unsaved = saved.problem
+            if self.saved_at == saved.step:
+                self.saved_at = -1
+        else:
+            self.saved, self.unsaved = saved.path, None
+
+    def _tell(self, saved: Saved) -> None:
+        if saved.problem is not None:
+            self.report.save_failed(saved.step, saved.problem)
+        if saved.path is not None:
+            self.report.saved(saved.step, saved.path)
 
     def _stopped(self) -> Stopped | None:
         stopping = self.job.train.early_stopping

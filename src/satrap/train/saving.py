@@ -1,8 +1,10 @@
-"""Checkpoints of a run: when one is due, what goes into it, which are kept, and how a run is put back to one."""
+"""Checkpoints of a run: what goes into one, where and which are kept, and how a run is put back to one."""
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +13,8 @@ from torch import Tensor
 
 from satrap import checkpoint
 from satrap.data.batch import Position
-from satrap.errors import CheckpointError, TrainingError
+from satrap.errors import CheckpointError, StoreError, TrainingError
+from satrap.ps import Cut, Cuttable
 from satrap.schema import Job
 from satrap.train.group import ALONE, Group
 from satrap.train.plain import from_bytes, to_bytes
@@ -19,6 +22,9 @@ from satrap.train.sources import Sources
 from satrap.train.state import RunState, random_state, set_random_state
 from satrap.train.step import DenseStep
 from satrap.train.together import share_dense
+from satrap.train.writing import Saved, Writing
+
+_log = logging.getLogger("satrap.train")
 
 
 class Checkpoints:
@@ -28,14 +34,24 @@ class Checkpoints:
         self, run_dir: Path, job: Job, service: Any, dense: DenseStep, sources: Sources, group: Group = ALONE
     ) -> None:
         self._folder = run_dir / "checkpoints"
+        if group.rank == 0:
+            self._folder = checkpoint.kept_at(run_dir, job.train.checkpoint.folder)
+            checkpoint.keep_at(run_dir, self._folder)
         self._job, self._service, self._dense, self._sources = job, service, dense, sources
         self._group = group
+        self._behind = True
+        """Whether the next one is written while training goes on."""
+        self._writing: Writing | None = None
+        self._under_way = False
 
-    def save(self, state: RunState, report: Mapping[str, Any]) -> Path:
-        """Saves everything the run needs to go on from here, and removes what need not be kept.
+    def begin(self, state: RunState, report: Mapping[str, Any], *, behind: bool) -> None:
+        """Begins to save everything the run needs to go on from here. `behind`: training will go on meanwhile, where
+        rows can be kept as they are now; else all has been written when it returns. One at a time: `settle` the one
+        before.
 
-        The pipeline must be drained. `report` is what the log needs to go on. Raises TrainingError, with every earlier
-        checkpoint intact, where the dense weights are no longer finite.
+        The pipeline must be drained. `report` is what the log needs to go on. Raises, with every earlier checkpoint
+        intact, TrainingError where the dense weights are no longer finite, and CheckpointError for what can never be
+        saved.
         """
         rng = random_state(self._dense.device)
         extra: dict[str, Any] = {"report": dict(report)}
@@ -44,11 +60,54 @@ class Checkpoints:
             workers = [from_bytes(data) for data in self._group.gather(to_bytes(mine))]
             rng, extra = {"workers": [w.pop("rng") for w in workers]}, {"workers": workers}
         if self._group.rank == 0:
-            self._save(state, rng, extra)
+            self._writing = self._begin(state, rng, extra, behind)
+        self._under_way = True
+        # Nobody goes on before the rows are kept.
         self._group.barrier()
-        return self.path(state.step)
 
-    def _save(self, state: RunState, rng: Any, extra: dict[str, Any]) -> None:
+    @property
+    def ended(self) -> bool:
+        """Whether a checkpoint has been written, or not, that nobody has taken note of. Of a group, worker 0 knows."""
+        return self._writing is not None and not self._writing.told and self._writing.ended
+
+    def outcome(self) -> Saved | None:
+        """What became of the checkpoint that was begun; waits for it. None where there is none. Worker 0's.
+
+        What a disk, an object store or a server refuses is told, not raised: training can go on without this
+        checkpoint. Raises CheckpointError for what can never be saved.
+        """
+        if self._writing is None or self._writing.told:
+            return None
+        saved = self._writing.result()
+        self._writing.told = True
+        self._behind = not self._writing.lost
+        return saved
+
+    def settle(self) -> tuple[Saved, bool] | None:
+        """`outcome`, at every worker, and whether it was asked for before. All ask together. None where nothing was
+        begun since."""
+        if not self._under_way:
+            return None
+        self._under_way = False
+        new = self.outcome() is not None
+        saved = None if self._writing is None else self._writing.result()
+        self._writing = None
+        if self._group.world == 1:
+            assert saved is not None
+            return saved, not new
+        plain = None if saved is None else [saved.step, None if saved.path is None else str(saved.path), saved.problem]
+        step, path, problem = from_bytes(self._group.broadcast(None if plain is None else to_bytes(plain)))
+        if saved is None:
+            return Saved(step, None if path is None else checkpoint.place(path), problem), False
+        return saved, not new
+
+    def abandon(self, *, at_once: bool) -> None:
+        """Waits for what is being written, whatever becomes of it, since training has failed. `at_once`: gives it up;
+        the checkpoints before it stay."""
+        if self._writing is not None:
+            self._writing.end(at_once=at_once)
+
+    def _begin(self, state: RunState, rng: Any, extra: dict[str, Any], behind: bool) -> Writing:
         dense = self._dense.model.state_dict()
         for name, tensor in dense.items():
             if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
@@ -57,24 +116,46 @@ class Checkpoints:
                     "earlier ones are intact. A lower learning rate or train.clip_norm usually helps"
                 )
         optimizer = self._dense.optimizer
-        path = checkpoint.save(
-            self._folder,
-            job=self._job,
-            service=self._service,
-            dense=dense,
-            optimizer=None if optimizer is None else optimizer.state_dict(),
-            step=state.step,
-            position=state.position,
-            rng=rng,
-            extra={"run": state.to_dict(), "data": self._sources.fingerprint, **extra},
-        )
-        if state.best_step == state.step:
-            checkpoint.mark_best(path)
-        checkpoint.retain(self._folder, self._job.train.checkpoint.keep)
+        cut = self._cut() if behind else None
+        try:
+            contents = checkpoint.Contents(
+                job=self._job,
+                service=cut or self._service,
+                dense=dense,
+                optimizer=None if optimizer is None else optimizer.state_dict(),
+                step=state.step,
+                position=state.position,
+                rng=rng,
+                extra={"run": state.to_dict(), "data": self._sources.fingerprint, **extra},
+            )
+        except BaseException:
+            if cut is not None:
+                cut.close()
+            raise
+        keep = self._job.train.checkpoint.keep
+        return Writing(self._folder, contents, cut, keep=keep, best=state.best_step == state.step)
 
-    def path(self, step: int) -> Path:
-        """Where the checkpoint of a step is."""
-        return self._folder / f"step-{step:08d}"
+    def _cut(self) -> Cut | None:
+        """The rows as they are now; None where training must wait while they are written: the service cannot keep them,
+        has no memory for it, or had too little for the last one."""
+        if not self._behind or not isinstance(self._service, Cuttable):
+            return None
+        try:
+            return self._service.cut()
+        except StoreError as e:
+            _log.info("training waits while a checkpoint is written: %s", e)
+            return None
+
+    def at(self, step: int) -> Path | None:
+        """The checkpoint of a step, as every worker is told; None where it was not saved, or is gone."""
+        path = None
+        if self._group.rank == 0:
+            with suppress(CheckpointError):  # a store that cannot be asked: as good as not there
+                path = checkpoint.at_step(self._folder, step)
+        if self._group.world == 1:
+            return path
+        told = self._group.broadcast((str(path or "")).encode() if self._group.rank == 0 else None).decode()
+        return checkpoint.place(told) if told else None
 
     def restore(self, loaded: checkpoint.Loaded | None) -> tuple[RunState, Mapping[str, Any] | None]:
         """Puts weights, optimizer, rows and random generators back; returns the run's state and the report's.

@@ -72,10 +72,6 @@ class StalenessSchedule:
     """k: pushes that may be outstanding when a batch is looked up."""
     sync_warmup_steps: int = 0
 
-    def synchronous(self, step: int) -> bool:
-        """Whether this step is one optimizer step of all workers' batches together, to the row."""
-        return self.staleness == 0 or step < self.sync_warmup_steps
-
     def applied_before(self, step: int, first: int) -> int:
         """Batches 0 … n-1 whose push must be applied before the lookup of batch `step`: returns n.
 

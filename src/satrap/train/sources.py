@@ -8,6 +8,7 @@ from typing import Any
 from satrap.data import Reader
 from satrap.data.batch import Batch, Position
 from satrap.data.deal import ALL
+from satrap.observe.stages import StageSeconds
 from satrap.schema import Job
 
 
@@ -29,10 +30,12 @@ class Sources:
             split="train" if self._split_off else "all",
             shard=shard,
         )
+        self.seconds: StageSeconds | None = None
+        """Where the time of reading the training rows is counted."""
 
     def train(self, epoch: int, start: Position) -> Iterator[Batch]:
         """Batches of an epoch from a position on."""
-        return self._train.epoch(epoch, start)
+        return self._train.epoch(epoch, start, seconds=self.seconds)
 
     def valid(self) -> Iterator[Batch]:
         """All validation rows of this worker, in file order."""

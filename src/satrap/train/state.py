@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from satrap.data.batch import Position
-from satrap.schema import EarlyStopping
+from satrap.schema import Train
 from satrap.train.results import Evaluation
 
 
@@ -35,12 +35,15 @@ class RunState:
     without_improvement: int = 0
     """Validations since the best one."""
 
-    def judge(self, evaluation: Evaluation, stopping: EarlyStopping | None) -> None:
-        """Takes a validation in; with early stopping, decides whether it is the best so far."""
+    def judge(self, evaluation: Evaluation, train: Train) -> None:
+        """Takes a validation in; where the job asks for the best, decides whether it is the best so far."""
         self.valid, self.evaluated_at, self.evaluation_due = evaluation, self.step, False
-        if stopping is None:
+        stopping = train.early_stopping
+        metric = train.checkpoint.best if stopping is None else stopping.metric
+        if metric is None:
             return
-        if self.best is None or _gain(evaluation, self.best, stopping) > stopping.min_delta:
+        least = 0.0 if stopping is None else stopping.min_delta
+        if self.best is None or _gain(evaluation, self.best, metric) > least:
             self.best, self.best_step, self.without_improvement = evaluation, self.step, 0
         else:
             self.without_improvement += 1
@@ -64,9 +67,9 @@ class RunState:
         return cls(**values, step=step, position=position)
 
 
-def _gain(now: Evaluation, best: Evaluation, stopping: EarlyStopping) -> float:
+def _gain(now: Evaluation, best: Evaluation, metric: str) -> float:
     """How much better; NaN (an AUC without both classes) is no gain."""
-    return now.auc - best.auc if stopping.metric == "auc" else best.log_loss - now.log_loss
+    return now.auc - best.auc if metric == "auc" else best.log_loss - now.log_loss
 
 
 def random_state(device: torch.device) -> dict[str, Any]:

@@ -16,9 +16,12 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 
 from satrap.errors import JobError, TrainingError
 from satrap.models import Named, Padded
-from satrap.schema import SGD, Adagrad, Adam, AdamW, Job
+from satrap.observe.stages import StageSeconds
+from satrap.schema import DENSE_TABLE, SGD, Adagrad, Adam, AdamW, Job
 from satrap.schema.optimizers import Optimizer
+from satrap.train.dense_rows import DenseRows
 from satrap.train.group import Agreed, Group
+from satrap.train.parts import SideBySide, divisible, parts_of
 from satrap.train.summing import GradientSum
 
 
@@ -53,21 +56,35 @@ class DenseStep:
     The gradient is that of  Σ_i w_i mean_t l_it / Σ_i w_i  over the whole batch, however it is cut into pieces: w the
     sample weights (1 without any), l binary cross-entropy of the logits. In a group of workers the sums are over the
     batches of all. Used by one thread.
+
+    With `dense_mode: async` the weights are set from the rows that came with the batch, their gradients, clipped, are
+    left on the lookup like those of its embeddings, and there is nothing to apply.
     """
 
-    def __init__(self, job: Job, model: nn.Module, device: torch.device, group: Group | None = None) -> None:
+    def __init__(
+        self,
+        job: Job,
+        model: nn.Module,
+        device: torch.device,
+        group: Group | None = None,
+        seconds: StageSeconds | None = None,
+    ) -> None:
+        """`seconds`: where the time of the gradients' sum is counted."""
         train = job.train
+        self._seconds = seconds or StageSeconds()
         self.model = model
         self.parameters = [p for p in model.parameters() if p.requires_grad]
-        self.optimizer = torch_optimizer(train.optimizer, self.parameters)
+        self.rows = DenseRows(self.parameters) if train.dense_mode == "async" else None
+        self.optimizer = None if self.rows is not None else torch_optimizer(train.optimizer, self.parameters)
         self._labels = len(job.data.label)
         self.device = device
         self._bf16 = train.precision == "bf16"
         self._piece = train.micro_batch_size
         self._clip = train.clip_norm
         self._lr = train.optimizer.lr
+        self._side_by_side = SideBySide() if device.type == "cpu" and self._piece is None and divisible(job) else None
         self._compiled: Callable[..., Tensor] | None = torch.compile(model) if train.compile else None
-        several = group is not None and group.world > 1
+        several = group is not None and group.world > 1 and self.rows is None
         self._sum = GradientSum(group, model, self.parameters, device) if several and group is not None else None
 
     def logits(self, numeric: Named, embeddings: Named, size: int) -> Tensor:
@@ -90,38 +107,91 @@ class DenseStep:
         `agreed`: what a group has agreed on; it then ends with the sum of all workers' dense gradients, and a worker
         whose data has ended takes part with a lookup of None.
         """
-        if self.optimizer is not None:
-            self.optimizer.zero_grad(set_to_none=True)
+        self.model.zero_grad(set_to_none=True)
+        if self.rows is not None:
+            held = (lookup.found.along or {}).get(DENSE_TABLE)
+            if held is None:
+                raise TrainingError(
+                    "train.dense_mode: async needs the dense weights with every batch, and whoever looks rows up for "
+                    "this worker does not bring them: run it without embedding workers, or in mode sync"
+                )
+            self.rows.load(held)
         size = 0 if lookup is None else lookup.batch.size
         total = weight_of(lookup) if agreed is None else agreed.weight
         # All weights zero: the loss is 0 and so is every gradient, rather than 0 / 0.
         scale = 1.0 / ((total or 1.0) * self._labels)
-        loss, outputs, elsewhere = 0.0, [], False
-        for numeric, embeddings, labels, piece_weights in () if lookup is None else self._pieces(lookup):
-            logits = self.logits(numeric, embeddings, labels.shape[0])
-            piece_loss = _loss_sum(logits, labels, piece_weights) * scale
-            piece_loss.backward()  # type: ignore[no-untyped-call]
-            loss += float(piece_loss.detach())
-            outputs.append(logits.detach())
+        loss, elsewhere = 0.0, False
+        outputs: list[Tensor] = []
+        if lookup is not None and self._side_by_side is not None and len(parts := parts_of(size)) > 1:
+            loss, outputs = self._in_parts(lookup, parts, scale, self._side_by_side)
+        else:
+            for numeric, embeddings, labels, piece_weights in () if lookup is None else self._pieces(lookup):
+                logits = self.logits(numeric, embeddings, labels.shape[0])
+                piece_loss = _loss_sum(logits, labels, piece_weights) * scale
+                piece_loss.backward()  # type: ignore[no-untyped-call]
+                loss += float(piece_loss.detach())
+                outputs.append(logits.detach())
         if self._sum is not None and agreed is not None:
             mine = _finite(loss)
-            summed = self._sum(loss, size, agreed.with_data)
+            with self._seconds.time("reduce"):
+                summed = self._sum(loss, size, agreed.with_data)
             loss, size, elsewhere = summed.loss, summed.samples, mine and summed.bad > 0
         gradients = [p.grad for p in self.parameters if p.grad is not None]
         norm = float(nn.utils.get_total_norm(gradients)) if gradients else 0.0
+        if self.rows is not None:
+            self._clip_to(norm)
+            lookup.along = {DENSE_TABLE: self.rows.gradients()}
         return Outcome(loss, _joined(outputs, self._labels), norm, size, elsewhere)
+
+    def _in_parts(
+        self, lookup: Any, parts: list[slice], scale: float, side_by_side: SideBySide
+    ) -> tuple[float, list[Tensor]]:
+        """The loss and the logits of each part; gradients are left where the backward of the whole leaves them."""
+        leaves = [lookup.pooled, *lookup.sequences]
+        wholes = [torch.empty_like(x) for x in leaves]
+        masks = [s.mask for s in lookup.embeddings.sequences().values()]
+        names = list(lookup.embeddings.sequences())
+
+        def compute(rows: slice) -> tuple[float, Tensor, list[Tensor | None]]:
+            mine = [x.detach()[rows].requires_grad_() for x in leaves]
+            padded = {n: Padded(s, m[rows]) for n, s, m in zip(names, mine[1:], masks, strict=True)}
+            embeddings = Named.packed(mine[0], lookup.embeddings.widths, padded)
+            numeric = Named.packed(lookup.numeric.cat()[rows], lookup.numeric.widths)
+            labels, weights = lookup.labels[rows], None if lookup.weights is None else lookup.weights[rows]
+            logits = self.logits(numeric, embeddings, labels.shape[0])
+            loss = _loss_sum(logits, labels, weights) * scale
+            found: list[Tensor | None] = list(torch.autograd.grad(loss, [*mine, *self.parameters], allow_unused=True))
+            for i, whole in enumerate(wholes):
+                if (part := found[i]) is not None:
+                    whole[rows] = part
+                    found[i] = whole
+            return float(loss.detach()), logits.detach(), found
+
+        done = side_by_side.map(compute, parts)
+        for leaf, whole in zip(leaves, done[0][2], strict=False):
+            leaf.grad = whole
+        sums = [[g for g in found[len(leaves) :] if g is not None] for _, _, found in done]
+        for more in sums[1:]:
+            torch._foreach_add_(sums[0], more)
+        used = [p for p, g in zip(self.parameters, done[0][2][len(leaves) :], strict=True) if g is not None]
+        for parameter, total in zip(used, sums[0], strict=True):
+            parameter.grad = total
+        return sum(d[0] for d in done), [d[1] for d in done]
 
     def apply(self, outcome: Outcome, lr_factor: float) -> None:
         """Clips the gradients and steps the optimizer."""
         if self.optimizer is None:
             return
-        if self._clip is not None and outcome.gradient_norm > self._clip:
-            # As torch.nn.utils.clip_grad_norm_ scales, its 1e-6 included.
-            factor = self._clip / (outcome.gradient_norm + 1e-6)
-            torch._foreach_mul_([p.grad for p in self.parameters if p.grad is not None], factor)
+        self._clip_to(outcome.gradient_norm)
         for group in self.optimizer.param_groups:
             group["lr"] = self._lr * lr_factor
         self.optimizer.step()
+
+    def _clip_to(self, norm: float) -> None:
+        if self._clip is not None and norm > self._clip:
+            # As torch.nn.utils.clip_grad_norm_ scales, its 1e-6 included.
+            factor = self._clip / (norm + 1e-6)
+            torch._foreach_mul_([p.grad for p in self.parameters if p.grad is not None], factor)
 
     def _forward(self, numeric: Named, embeddings: Named) -> Tensor:
         if self._compiled is None:

@@ -28,6 +28,11 @@ class Summed:
     """Workers whose own part of the loss is not finite."""
 
 
+def statistics_of(model: nn.Module) -> list[Tensor]:
+    """The running statistics of a model's batch norms."""
+    return [b for m in model.modules() if isinstance(m, _BatchNorm) for b in m.buffers(recurse=False) if b is not None]
+
+
 class GradientSum:
     """Replaces each worker's dense gradients by their sum, which is the gradient of the global mean loss where every
     worker has scaled its own part by the global weight.
@@ -39,9 +44,7 @@ class GradientSum:
 
     def __init__(self, group: Group, model: nn.Module, parameters: list[nn.Parameter], device: torch.device) -> None:
         self._group, self._parameters = group, parameters
-        self._statistics = [
-            b for m in model.modules() if isinstance(m, _BatchNorm) for b in m.buffers(recurse=False) if b is not None
-        ]
+        self._statistics = statistics_of(model)
         shapes = [p.shape for p in parameters] + [s.shape for s in self._statistics] + [torch.Size((len(parameters),))]
         double = any(p.dtype == torch.float64 for p in parameters)
         self._flat = torch.zeros(

@@ -7,13 +7,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import nn
 
+from satrap.observe.profile import WorkerTime
 from satrap.schema import Job, job_from_dict, job_to_dict
 from satrap.train.group import Group
 from satrap.train.plain import from_bytes, to_bytes
 from satrap.train.step import DenseStep
+from satrap.train.summing import statistics_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +59,21 @@ def share_dense(group: Group, dense: DenseStep, more: Any = None, *, optimizer: 
     return told["more"]
 
 
+@torch.no_grad()
+def meet(group: Group, model: nn.Module, step: int, samples: int) -> tuple[int, int]:
+    """Workers that trained each at its own pace: returns the most steps that any has come to, and the sum of their
+    samples. Running statistics of batch norms become their mean over the workers."""
+    if group.world == 1:
+        return step, samples
+    told = [from_bytes(data) for data in group.gather(to_bytes({"step": step, "samples": samples}))]
+    for statistic in statistics_of(model):
+        total = statistic.double()
+        group.sum_(total)
+        total /= group.world
+        statistic.copy_(total if statistic.is_floating_point() else total.round())
+    return max(t["step"] for t in told), sum(t["samples"] for t in told)
+
+
 def totals(
     group: Group, gradients: Mapping[str, int], staleness: NDArray[np.int64]
 ) -> tuple[dict[str, int], NDArray[np.int64]]:
@@ -64,6 +84,13 @@ def totals(
     names = dict.fromkeys(name for ledger, _ in told for name in ledger)
     whole = {name: sum(ledger.get(name, 0) for ledger, _ in told) for name in names}
     return whole, np.sum([np.array(s, np.int64) for _, s in told], axis=0)
+
+
+def times(group: Group, mine: WorkerTime) -> tuple[WorkerTime, ...]:
+    """Where the time of every worker went, by rank."""
+    if group.world == 1:
+        return (mine,)
+    return tuple(msgspec.json.decode(data, type=WorkerTime) for data in group.gather(msgspec.json.encode(mine)))
 
 
 def seed_of(seed: int, rank: int) -> int:

@@ -29,8 +29,11 @@ from satrap.embedding import EmbeddingEngine, Ledger
 from satrap.errors import JobError, TrainingError
 from satrap.observe import cores_available
 from satrap.observe.plots import plots as draw_plots
+from satrap.observe.profile import Profile, write_profile
+from satrap.observe.stages import StageSeconds, Trace
+from satrap.pooling import Pooler
 from satrap.ps import LocalService
-from satrap.schema import Job, save_job
+from satrap.schema import DENSE_TABLE, Job, save_job
 from satrap.train.cores import compute_threads
 from satrap.train.evaluation import evaluate, predict
 from satrap.train.folder import fresh_run_dir
@@ -38,14 +41,14 @@ from satrap.train.group import ALONE, Group
 from satrap.train.interrupt import Interrupts
 from satrap.train.memory import garbage_of_the_loop_only, keep_freed_memory
 from satrap.train.reporting import Display, Report
-from satrap.train.results import Evaluation, Result, Size, Stopped
+from satrap.train.results import Evaluation, HotTable, Result, Size, Stopped
 from satrap.train.run import Run
 from satrap.train.saving import Checkpoints, device_of, restore_model
 from satrap.train.schedule import LearningRate
 from satrap.train.sources import Sources, rows_of
 from satrap.train.state import RunState
 from satrap.train.step import DenseStep
-from satrap.train.together import Beginning, begin, seed_of, share_dense, totals
+from satrap.train.together import Beginning, begin, seed_of, share_dense, times, totals
 
 
 class Trainer:
@@ -77,22 +80,30 @@ class Trainer:
         *,
         run_dir: str | Path | None = None,
         service: Any = None,
+        pooler: Pooler | None = None,
         group: Group = ALONE,
         progress: bool | Display | None = None,
         plots: bool = True,
         cores: int | None = None,
+        profile: bool = False,
     ) -> None:
         """`model` None: the job's, with weights that follow from its seed. `run_dir` None: runs/<job>-<time>.
-        `service` None: fresh tables in this process. `group`: the workers this one trains with, each with a trainer of
-        its own on the same job and a service that leads to the same rows; each does a part of every batch.
+        `service` None: fresh tables in this process. `pooler`: looks batches up and pushes their gradients, in an
+        embedding worker say, to the rows of `service`; None: this process does. `group`: the workers this one trains
+        with, each with a trainer of its own on the same job and a service that leads to the same rows; each does a
+        part of every batch.
         `progress` False is silent; else it is live on a terminal and a line every few seconds elsewhere, or what this
         makes that is called as `observe.Progress` is. `plots` False leaves out the pictures at the end of `fit` (about
         a second). `cores`: that this process may keep busy where the job names no threads; None: all there are.
+        `profile` writes where the time went, and the spans of the first steps as a Chrome trace, into the run folder;
+        the figures are in the result in any case.
 
         Sets the number of threads torch computes with, and lets glibc keep freed memory, for the whole process.
         """
         if service is None and group.world > 1:
             raise TrainingError(f"{group.world} workers need rows that they share: give each a RemoteService")
+        if service is None and pooler is not None:
+            raise TrainingError("a pooler needs the service whose rows it pools: checkpoints are made of them")
         self.job, self._group = job, group
         self.run_dir = Path(run_dir) if run_dir is not None else fresh_run_dir(job)
         self.device = device_of(job.train.device)
@@ -103,11 +114,24 @@ class Trainer:
             model = models.build(job)
         self.model = model.to(self.device)
         self.service = service if service is not None else LocalService.of(job)
+        self._seconds = StageSeconds(trace=Trace() if profile and group.rank == 0 else None)
+        self._dense = DenseStep(job, self.model, self.device, group, self._seconds)
+        if pooler is not None and self._dense.rows is not None:
+            raise JobError(
+                "train.dense_mode: async is for workers that pool rows themselves; leave out embedding workers"
+            )
         self.engine: Any = EmbeddingEngine(
-            job, self.service, device=self.device, threads=job.store.threads or cores, client=group.rank
+            job,
+            self.service,
+            pooler=pooler,
+            device=self.device,
+            threads=job.store.threads or cores,
+            client=group.rank,
+            along=None if self._dense.rows is None else {DENSE_TABLE: self._dense.rows.ids},
+            seconds=self._seconds,
         )
-        self._dense = DenseStep(job, self.model, self.device, group)
-        self._progress, self._plots = progress, plots
+        self._progress, self._plots, self._profile = progress, plots, profile
+        self._cores = cores or cores_available()
         self._used = False
         self._interrupts = Interrupts()
         self.run: Run | None = None
@@ -121,7 +145,9 @@ class Trainer:
         does not fit.
         """
         loaded = checkpoint.load(path)
-        trainer = cls(loaded.job, model, run_dir=loaded.path.parent.parent, progress=False)
+        run = loaded.path.parent.parent
+        here = not isinstance(run, checkpoint.RemotePath)
+        trainer = cls(loaded.job, model, run_dir=run if here else Path(loaded.path.parent.name), progress=False)
         restore_model(loaded, trainer._dense, trainer.service)
         trainer._used = True
         return trainer
@@ -150,15 +176,18 @@ class Trainer:
         if first:
             newest = self._newest(resume)
             loaded = None if newest is None else checkpoint.load(newest)
-            self.job = _measured(self.job, loaded)
+            self.job = measured(self.job, loaded)
         self._used = True
         mine = Beginning(self.job, self.run_dir, None if loaded is None else loaded.step) if first else None
         beginning = begin(self._group, mine)
         self.job, self.run_dir = beginning.job, beginning.run_dir
         # Files that are not there or do not fit are found here, before a run folder is made for nothing.
         sources = Sources(self.job, (self._group.rank, self._group.world))
+        sources.seconds = self._seconds
         with ExitStack() as stack:
-            report = stack.enter_context(Report(self.job, self.run_dir, self.service, self._progress, writes=first))
+            report = stack.enter_context(
+                Report(self.job, self.run_dir, self.service, self._progress, writes=first, seconds=self._seconds)
+            )
             self._interrupts.notify = report.notify
             interrupts = stack.enter_context(self._interrupts)
             self.run = run = self._open_run(sources, beginning, loaded, report, interrupts)
@@ -166,6 +195,8 @@ class Trainer:
                 stopped = run.train()
             result = self._conclude(run, stopped, started)
             report.finished(run.state, result)
+        if self._profile and first:
+            write_profile(self.run_dir, result.profile, self._seconds.trace)
         if self._plots and first and stopped != "interrupted":
             result = dataclasses.replace(result, plots=tuple(draw_plots(self.run_dir)))
         return result
@@ -186,10 +217,12 @@ class Trainer:
 
     def _newest(self, resume: bool) -> Path | None:
         """The checkpoint to go on from. Raises JobError for a folder that holds another run."""
-        newest = checkpoint.latest(self.run_dir)
+        where = checkpoint.kept_at(self.run_dir, self.job.train.checkpoint.folder)
+        newest = checkpoint.latest(where)
         if newest is not None and not resume:
+            held = self.run_dir if where.is_relative_to(self.run_dir) else where
             raise JobError(
-                f"{self.run_dir} already holds the checkpoints of a run; go on with it (fit(resume=True), or "
+                f"{held} already holds the checkpoints of a run; go on with it (fit(resume=True), or "
                 "satrap train --resume), or choose another folder"
             )
         return newest
@@ -212,6 +245,7 @@ class Trainer:
         state = RunState()
         if beginning.step is None:
             share_dense(group, self._dense)
+            self._write_dense_rows()
         else:
             state, reported = checkpoints.restore(loaded)
             report.restore(reported)
@@ -230,26 +264,33 @@ class Trainer:
             checkpoints=checkpoints,
             state=state,
             report=report,
+            service=self.service,
             interrupts=interrupts,
             rate=rate,
             saved_at=-1 if beginning.step is None else beginning.step,
-            saved=None if beginning.step is None else checkpoints.path(beginning.step),
+            saved=None if beginning.step is None else checkpoints.at(beginning.step),
             group=group,
         )
+
+    def _write_dense_rows(self) -> None:
+        """Puts the first dense weights where every worker will pull them."""
+        if self._dense.rows is None:
+            return
+        if self._group.rank == 0:
+            self._dense.rows.write(self.service)
+        self._group.barrier()
 
     def _conclude(self, run: Run, stopped: Stopped, started: float) -> Result:
         """The model that stands for the run (the best, with early stopping), tested, and the figures of it all."""
         state, report = run.state, run.report
-        size, valid, test = Size.of(self.service.stats()), state.valid, None
+        tables = self.service.stats()
+        size, valid, test = Size.of(tables), state.valid, None
         if stopped != "interrupted":
-            if state.best is not None and state.best_step != state.step:
-                run.saved = run.checkpoints.path(state.best_step)
-                if self._group.rank == 0:
-                    restore_model(checkpoint.load(run.saved), self._dense, self.service)
-                share_dense(self._group, self._dense)
-            valid = state.best or state.valid
+            if self.job.train.early_stopping is not None and self._back_to_best(run):
+                valid = state.best
             test = run.test()
         gradients, report.staleness = totals(self._group, _gradients(self.engine.ledger), report.staleness)
+        known = report.staleness[: report.staleness_max + 1].tolist() if report.staleness[:-1].any() else []
         return Result(
             stopped=stopped if test is not None or not self.job.data.test else "interrupted",
             steps=state.step,
@@ -265,12 +306,53 @@ class Trainer:
             staleness_mean=report.staleness_mean,
             staleness_max=report.staleness_max,
             stages=report.seconds,
+            profile=self._profiled(report),
+            saves_failed=run.saves_failed,
+            unsaved=run.unsaved,
+            tables=dict(tables),
+            staleness=tuple(known),
+            hot_ids={
+                name: HotTable(hot.seen, hot.error, tuple((h.id, h.share) for h in hot.top()))
+                for name, hot in self.engine.hot_ids.items()
+            },
             checkpoint=run.saved,
             run_dir=self.run_dir,
         )
 
+    def _back_to_best(self, run: Run) -> bool:
+        """Puts the best model in the place of the last. False, told, where it could not be saved when it was there."""
+        state = run.state
+        if state.best is None or state.best_step == state.step:
+            return state.best is not None
+        best = run.checkpoints.at(state.best_step)
+        if best is None:
+            run.report.save_failed(
+                state.step,
+                f"the best model, of step {state.best_step}, is not there to go back to: figures and checkpoint are "
+                "of the last",
+            )
+            return False
+        if self._group.rank == 0:
+            restore_model(checkpoint.load(best), self._dense, self.service)
+        share_dense(self._group, self._dense)
+        run.saved, run.unsaved = best, None
+        return True
 
-def _measured(job: Job, loaded: checkpoint.Loaded | None) -> Job:
+    def _profiled(self, report: Report) -> Profile:
+        train = self.job.train
+        return Profile(
+            workers=times(self._group, report.time_of(self._group.rank)),
+            cores=self._cores,
+            threads=torch.get_num_threads(),
+            device=self.device.type,
+            precision=train.precision,
+            staleness=train.staleness,
+            batch_size=train.batch_size,
+            samples=report.samples_trained,
+        )
+
+
+def measured(job: Job, loaded: checkpoint.Loaded | None) -> Job:
     """The job with the mean and deviation of every standard-scaled number: a resumed run's own, else measured now."""
     unmeasured = {f.name for f in job.numeric_features if f.scale == "standard" and f.mean is None}
     if not unmeasured:
