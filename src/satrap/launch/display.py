@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from satrap.errors import ServiceError
 from satrap.launch.told import Told
-from satrap.observe.processes import SERVER_FIGURES, WORKER_FIGURES, brief, table
+from satrap.observe.processes import EMBEDDING_WORKER_FIGURES, SERVER_FIGURES, WORKER_FIGURES, brief, table
 from satrap.observe.progress import Progress
 from satrap.observe.scrape import Scrape
 
@@ -20,12 +20,14 @@ if TYPE_CHECKING:
     from satrap.launch.fleet import Member
 
 SERVER_COLUMNS = ("rows", "memory", "pull ms", "push ms", "rows out/s", "gradients/s", "staleness", "out/s")
+EMBEDDING_WORKER_COLUMNS = ("samples/s", "ids/s", "unique", "pull ms", "push ms", "kept", "in/s", "out/s")
 WORKER_COLUMNS = ("step", "pull ms", "push ms", "waiting", "gradients sent", "refused", "resent")
 """What fits beside a person's other windows; `satrap top` shows all."""
 
 
 class Display:
-    """On a terminal a bar, figures, and a table each of servers and workers; elsewhere lines. A context manager."""
+    """On a terminal a bar, figures, and a table each of servers, embedding workers and workers; elsewhere lines. A
+    context manager."""
 
     def __init__(self, show: bool | None) -> None:
         """`show` as `observe.Progress` has it: False is silent."""
@@ -68,8 +70,8 @@ class Display:
                     for m in members
                     if m.role == "server" and m.name in self._now
                 ]
-                workers = sum(m.role == "worker" for m in members)
-                self._progress.update(**{**told.figures, "processes": brief(servers, workers)})
+                workers, pooling = (sum(m.role == role for m in members) for role in ("worker", "embedding worker"))
+                self._progress.update(**{**told.figures, "processes": brief(servers, workers, pooling)})
             for line in told.says:
                 self._progress.say(line)
 
@@ -97,4 +99,8 @@ class Display:
 
         servers = table("", {k: SERVER_FIGURES[k] for k in SERVER_COLUMNS}, of("server"))
         workers = table("", {k: WORKER_FIGURES[k] for k in WORKER_COLUMNS}, of("worker"))
-        return Group(servers, workers)
+        pooling = of("embedding worker")
+        if not pooling:
+            return Group(servers, workers)
+        columns = {k: EMBEDDING_WORKER_FIGURES[k] for k in EMBEDDING_WORKER_COLUMNS}
+        return Group(servers, table("", columns, pooling), workers)

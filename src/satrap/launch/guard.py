@@ -5,8 +5,10 @@ from __future__ import annotations
 import contextlib
 import os
 import select
+import signal
 import socket
 import threading
+import time
 from dataclasses import dataclass
 
 SLOW_LOOK_S = 0.5
@@ -37,6 +39,14 @@ class Identity:
     def alive(self) -> bool:
         """Whether it runs. Asked only where it is `here`."""
         return _started(self.pid) == self.started and _exists(self.pid)
+
+    def kill(self, timeout_s: float) -> None:
+        """Ends it, even where it was stopped, and waits until it is gone. Asked only where it is `here`."""
+        deadline = time.monotonic() + timeout_s
+        with contextlib.suppress(OSError):
+            while self.alive and time.monotonic() < deadline:
+                os.kill(self.pid, signal.SIGKILL)
+                time.sleep(0.01)
 
 
 def end_with(*others: Identity) -> None:
@@ -86,9 +96,11 @@ def _exists(pid: int) -> bool:
 
 
 def _started(pid: int) -> int:
+    """0 where it is not known, -1 for a process that has ended and that its parent has not asked about yet."""
     with contextlib.suppress(OSError, ValueError, IndexError), open(f"/proc/{pid}/stat", "rb") as f:
         # The name, in brackets, may hold anything.
-        return int(f.read().rpartition(b")")[2].split()[19])
+        told = f.read().rpartition(b")")[2].split()
+        return -1 if told[0] in (b"Z", b"X") else int(told[19])
     return 0
 
 

@@ -1,7 +1,9 @@
-"""Which process runs on which machine: servers where there is memory, workers where there are GPUs."""
+"""Which process runs on which machine: servers where there is memory, workers where there are GPUs, embedding workers
+where there are cores for them, or else beside the servers."""
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -9,6 +11,9 @@ from satrap.errors import LaunchError
 
 MEMORY = "satrap_memory"
 """The custom resource, or label, of nodes that servers prefer: `ray start --resources '{"satrap_memory": 1}'`."""
+
+POOLING = "satrap_pooling"
+"""The same for nodes that embedding workers prefer."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -22,28 +27,44 @@ class Node:
     memory_bytes: float = 0.0
     for_servers: bool = False
     """It has the resource or label `satrap_memory`."""
+    for_pooling: bool = False
+    """It has the resource or label `satrap_pooling`."""
 
 
 @dataclass(frozen=True, slots=True)
 class Places:
-    """Server → node, worker → node."""
+    """Server → node, worker → node, embedding worker → node."""
 
     servers: tuple[Node, ...]
     workers: tuple[Node, ...]
+    embedding_workers: tuple[Node, ...] = ()
 
     @property
     def one_machine(self) -> bool:
         """Whether all of them share a machine, so that loopback is enough."""
-        return len({n.id for n in (*self.servers, *self.workers)}) == 1
+        return len({n.id for n in self.all}) == 1
+
+    @property
+    def all(self) -> tuple[Node, ...]:
+        """Of every process."""
+        return (*self.servers, *self.workers, *self.embedding_workers)
+
+    @property
+    def told(self) -> str:
+        """`servers on 10.0.0.2, 10.0.0.3; workers on 10.0.0.4 (2)`"""
+        roles = {"servers": self.servers, "embedding workers": self.embedding_workers, "workers": self.workers}
+        return "; ".join(f"{role} on {_where(nodes)}" for role, nodes in roles.items() if nodes)
 
     def shares(self, of: Sequence[Node], node: Node) -> int:
         """How many of some processes run on a node."""
         return sum(n.id == node.id for n in of)
 
 
-def place(nodes: Sequence[Node], servers: int, workers: int) -> Places:
-    """Spreads servers over the nodes made for them, and workers over those with GPUs; where there are none, servers
-    over nodes without GPUs, workers over those that no server prefers, and where there are none of these over all.
+def place(nodes: Sequence[Node], servers: int, workers: int, embedding_workers: int = 0) -> Places:
+    """Spreads servers over the nodes made for servers, workers over those with GPUs, and embedding workers over those
+    made for pooling; where there are none, servers and embedding workers over nodes without GPUs, workers over those
+    that nobody else prefers, and where there are none of these over all. Embedding workers without nodes of their own
+    go where servers go.
 
     The same nodes, in any order, give the same places. Raises LaunchError where there are no nodes.
 
@@ -55,12 +76,23 @@ def place(nodes: Sequence[Node], servers: int, workers: int) -> Places:
     if not nodes:
         raise LaunchError("the cluster has no nodes that are alive; see `ray status`")
     have = sorted(nodes, key=lambda n: n.id)
-    for_servers = _first_of(have, lambda n: n.for_servers, lambda n: not n.gpus)
-    for_workers = _first_of(have, lambda n: n.gpus > 0, lambda n: not n.for_servers)
+    for_servers = _first_of(
+        have, lambda n: n.for_servers, lambda n: not n.gpus and not n.for_pooling, lambda n: not n.gpus
+    )
+    for_workers = _first_of(
+        have, lambda n: n.gpus > 0, lambda n: not n.for_servers and not n.for_pooling, lambda n: not n.for_servers
+    )
+    for_pooling = [n for n in have if n.for_pooling] or for_servers
     return Places(
         _spread(for_servers, servers, lambda n: n.memory_bytes),
         _spread(for_workers, workers, lambda n: n.gpus or n.cpus),
+        _spread(for_pooling, embedding_workers, lambda n: n.cpus),
     )
+
+
+def _where(nodes: Sequence[Node]) -> str:
+    counts = Counter(n.ip for n in nodes)
+    return ", ".join(ip if n == 1 else f"{ip} ({n})" for ip, n in counts.items())
 
 
 def _first_of(nodes: Sequence[Node], *wishes: Callable[[Node], bool]) -> list[Node]:

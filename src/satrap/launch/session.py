@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from satrap.errors import LaunchError
-from satrap.launch.placing import MEMORY, Node
+from satrap.launch.janitor import janitor
+from satrap.launch.placing import MEMORY, POOLING, Node
 
 OBJECT_STORE_BYTES = 80 << 20
 """About the least that Ray takes. Nothing of a model passes through it."""
@@ -21,9 +22,14 @@ REACH_S = 5.0
 QUIET = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
-    "RAY_DEDUP_LOGS": "0",
+    "RAY_DEDUP_LOGS_SKIP_REGEX": ".",
 }
-"""A private Ray tells nobody of itself, and warns of nothing that does not concern a run."""
+"""Ray tells nobody of itself, warns of nothing that does not concern a run, and does not print the death of processes,
+which the driver tells in its own words. Read when Ray is first imported."""
+PRIORITY = {"RAY_worker_niceness": "0"}
+"""Servers and workers run at the priority of the command. Ray by itself puts them behind everything else (nice 15)."""
+LOOPBACK_ALONE = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
+"""A private Ray is reached from this machine alone, as Ray has it by itself on Windows and macOS."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +58,7 @@ class Session:
                     gpus=has.get("GPU", 0.0),
                     memory_bytes=has.get("memory", 0.0),
                     for_servers=MEMORY in has or MEMORY in labels,
+                    for_pooling=POOLING in has or POOLING in labels,
                 )
             )
         return nodes
@@ -59,7 +66,8 @@ class Session:
 
 @contextlib.contextmanager
 def session(address: str | None, processes: int, *, debug: bool = False) -> Iterator[Session]:
-    """Connects to the cluster at `address`, or starts a private Ray for so many processes; ends what it started.
+    """Connects to the cluster at `address`, or starts a private Ray for so many processes; ends what it started. A Ray
+    that this process is connected to already is used, and stays.
 
     To be entered in the main thread: a private Ray ends with the thread that started it.
     Raises LaunchError where Ray is not installed, does not start, or is not at the address.
@@ -67,7 +75,7 @@ def session(address: str | None, processes: int, *, debug: bool = False) -> Iter
     begun = time.monotonic()
     if address is not None:
         _look_for(address)
-    for name, value in QUIET.items():
+    for name, value in {**PRIORITY, **({} if debug else QUIET), **(LOOPBACK_ALONE if address is None else {})}.items():
         os.environ.setdefault(name, value)
     try:
         import ray
@@ -77,23 +85,41 @@ def session(address: str | None, processes: int, *, debug: bool = False) -> Iter
             "pip install 'satrap[ray]'"
         ) from e
     if ray.is_initialized():
-        raise LaunchError("this process is connected to Ray already: call ray.shutdown() first, or use another process")
+        if address is not None:
+            raise LaunchError(
+                f"this process is connected to Ray already, and {address} may be another: give no address to use that "
+                "one, or call ray.shutdown() first"
+            )
+        yield Session(ray, False, 0.0)
+        return
     level = logging.WARNING if debug else logging.CRITICAL
     options: dict[str, Any] = {"log_to_driver": debug, "logging_level": level, "configure_logging": True}
     logging.getLogger("ray").setLevel(level)
     info: Any
-    try:
-        info = _private(ray, processes, options) if address is None else ray.init(address=address, **options)
-    except Exception as e:
-        where = f"no Ray cluster answers at {address}" if address is not None else "Ray did not start on this machine"
-        raise LaunchError(f"{where}: {_first_line(e)}") from e
-    folder = info.address_info.get("session_dir") if address is None else None
-    try:
-        yield Session(ray, address is None, time.monotonic() - begun)
-    finally:
-        ray.shutdown()
-        if folder is not None and not debug:
-            shutil.rmtree(folder, ignore_errors=True)
+    with janitor() if address is None else contextlib.nullcontext():
+        try:
+            info = _private(ray, processes, options) if address is None else ray.init(address=address, **options)
+        except Exception as e:
+            where = "Ray did not start on this machine" if address is None else f"no Ray cluster answers at {address}"
+            raise LaunchError(f"{where}: {_first_line(e)}{_TOKEN if _needs_token(address) else ''}") from e
+        folder = info.address_info.get("session_dir") if address is None else None
+        try:
+            yield Session(ray, address is None, time.monotonic() - begun)
+        finally:
+            ray.shutdown()
+            if folder is not None and not debug:
+                shutil.rmtree(folder, ignore_errors=True)
+
+
+_TOKEN = (
+    "; if its nodes were started with token authentication, set RAY_AUTH_MODE=token here too, and RAY_AUTH_TOKEN where "
+    "~/.ray/auth_token is not theirs"
+)
+
+
+def _needs_token(address: str | None) -> bool:
+    """Whether Ray would have kept its token to itself: to an address that is spelled out it sends none unasked."""
+    return address not in (None, "auto") and "RAY_AUTH_MODE" not in os.environ
 
 
 def _look_for(address: str) -> None:
@@ -110,15 +136,35 @@ def _look_for(address: str) -> None:
 
 
 def _private(ray: Any, processes: int, options: dict[str, Any]) -> Any:
-    return ray.init(
-        # "local": not the cluster that an environment variable may name.
-        address="local",
-        num_cpus=processes,
-        include_dashboard=False,
-        object_store_memory=OBJECT_STORE_BYTES,
-        _node_ip_address="127.0.0.1",
-        **options,
-    )
+    with _no_dashboard():
+        return ray.init(
+            # "local": not the cluster that an environment variable may name.
+            address="local",
+            num_cpus=processes,
+            include_dashboard=False,
+            object_store_memory=OBJECT_STORE_BYTES,
+            _node_ip_address="127.0.0.1",
+            **options,
+        )
+
+
+@contextlib.contextmanager
+def _no_dashboard() -> Iterator[None]:
+    """Ray without its dashboard process. `include_dashboard=False` starts it all the same, to report usage, which is
+    off here, and waits for it: a third of the time that Ray takes to start."""
+    try:
+        from ray._private import node
+
+        kind: Any = node.Node
+        start = kind.start_api_server
+    except (ImportError, AttributeError):  # another version of Ray: it starts what it likes
+        yield
+        return
+    kind.start_api_server = lambda *_, **__: None
+    try:
+        yield
+    finally:
+        kind.start_api_server = start
 
 
 def _first_line(error: BaseException) -> str:

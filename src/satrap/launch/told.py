@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from satrap.errors import SatrapError
+from satrap.launch.guard import Identity
 
 if TYPE_CHECKING:
     from satrap.ps import Placement
@@ -25,6 +27,15 @@ class Security:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Metrics:
+    """Where a process serves its metrics."""
+
+    host: str = "127.0.0.1"
+    port: int = 0
+    """Or the next that is free on its machine; 0: any."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ServerTask:
     """What a server is to serve."""
 
@@ -37,7 +48,29 @@ class ServerTask:
     """Address that it binds."""
     cores: int
     security: Security
-    metrics_host: str
+    metrics: Metrics
+    history: Path | None = None
+    """Folder of its journal and snapshots; None: it keeps none."""
+    address: str = ""
+    """Where it listens. Empty: wherever there is room."""
+    recovers: bool = False
+    """It takes the place of a server, with all that one had acknowledged. False: a new one, without rows."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EmbeddingTask:
+    """What an embedding worker is to pool."""
+
+    job: Mapping[str, Any]
+    index: int
+    placement: Placement
+    host: str
+    """Address that it binds."""
+    cores: int
+    security: Security
+    metrics: Metrics
+    server_deadline_s: float
+    """Until a server that does not answer is called unreachable."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,11 +83,16 @@ class WorkerTask:
     group: str
     """Address of worker 0."""
     placement: Placement
+    pooler: tuple[int, str] | None
+    """Number and address of its embedding worker; None: it pools itself."""
     run_dir: Path
     resume: bool
     cores: int
     plots: bool
+    profile: bool
     security: Security
+    server_deadline_s: float
+    """Until a server that does not answer is called unreachable."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,11 +101,21 @@ class Begun:
 
     host: str
     """Name of its machine."""
-    pid: int
+    identity: Identity
     metrics: str
     """host:port of its metrics."""
     address: str = ""
-    """Of a server."""
+    """Of a server or an embedding worker."""
+
+    @classmethod
+    def here(cls, *, metrics: str, address: str = "") -> Begun:
+        """This process."""
+        return cls(host=socket.gethostname(), identity=Identity.of(), metrics=metrics, address=address)
+
+    @property
+    def pid(self) -> int:
+        """Its number on its machine."""
+        return self.identity.pid
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

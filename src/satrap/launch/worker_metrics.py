@@ -12,6 +12,7 @@ from satrap.observe.endpoint import registry_part
 from satrap.ps.meters import BOUNDS_S, STALENESS_BOUNDS
 
 if TYPE_CHECKING:
+    from satrap.pooling import RemotePooler
     from satrap.ps import RemoteService
     from satrap.train import Trainer
 
@@ -33,8 +34,9 @@ class WorkerMeters:
             registry=self._registry,
             buckets=BOUNDS_S,
         )
-        self._children: dict[tuple[int, str], Any] = {}
+        self._children: dict[tuple[int | str, str], Any] = {}
         self._service: RemoteService | None = None
+        self._pooler: RemotePooler | None = None
         self._trainer: Trainer | None = None
         self.first_push_at: float | None = None
         """When the first gradients were acknowledged, in seconds since 1970."""
@@ -46,11 +48,17 @@ class WorkerMeters:
         self._service = service
         service.watch(self._answered)
 
+    def watch_pooler(self, pooler: RemotePooler | None) -> None:
+        """Measures the requests to an embedding worker from now on, by its name in the place of a server's number."""
+        self._pooler = pooler
+        if pooler is not None:
+            pooler.watch(self._answered)
+
     def follow(self, trainer: Trainer) -> None:
         """Tells of a trainer from now on."""
         self._trainer = trainer
 
-    def _answered(self, server: int, kind: str, seconds: float) -> None:
+    def _answered(self, server: int | str, kind: str, seconds: float) -> None:
         if kind == "Push" and self.first_push_at is None:
             self.first_push_at = time.time()
         child = self._children.get((server, kind))
@@ -68,12 +76,16 @@ class WorkerMeters:
     def _requests(self, service: RemoteService) -> Iterator[Any]:
         from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 
-        yield CounterMetricFamily("satrap_worker_resent", "Requests sent again.", value=service.resent)
+        pooler = self._pooler
+        resent = service.resent + (0 if pooler is None else pooler.resent)
+        yield CounterMetricFamily("satrap_worker_resent", "Requests sent again.", value=resent)
         waiting = GaugeMetricFamily(
             "satrap_worker_requests_under_way", "Requests that wait for their answers.", labels=["server"]
         )
         for server in range(service.placement.servers):
             waiting.add_metric([str(server)], service.under_way(server))
+        if pooler is not None:
+            waiting.add_metric([pooler.name], pooler.under_way)
         yield waiting
         yield GaugeMetricFamily(
             "satrap_worker_placement_epoch", "The placement it goes by.", value=service.placement.epoch
@@ -87,6 +99,9 @@ class WorkerMeters:
         yield CounterMetricFamily("satrap_worker_steps", "Optimizer steps of the run.", value=run.state.step)
         yield CounterMetricFamily(
             "satrap_worker_samples", "Samples of the run, of all workers together.", value=run.state.samples
+        )
+        yield CounterMetricFamily(
+            "satrap_worker_checkpoints_failed", "Checkpoints that could not be written.", value=run.saves_failed
         )
         yield GaugeMetricFamily("satrap_worker_epoch", "Passes over the data completed.", value=run.state.epoch)
         yield GaugeMetricFamily("satrap_worker_loss", "Mean over the last logging interval.", value=run.report.loss)

@@ -12,11 +12,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from satrap.launch.guard import Identity, end_with
-from satrap.launch.told import Begun, Ended, Failed, Security, Told, WorkerTask
+from satrap.launch.notice import Notice
+from satrap.launch.told import Begun, Ended, Failed, Metrics, Security, Told, WorkerTask
 
 if TYPE_CHECKING:
     from satrap.launch.relay import Relay
-    from satrap.ps import RemoteService
+    from satrap.pooling import RemotePooler
+    from satrap.ps import Placement, RemoteService
+    from satrap.schema import Job
     from satrap.train import Group, Trainer
 
 
@@ -30,10 +33,12 @@ class WorkerProcess:
     def __init__(self, folder: str, guards: Sequence[Identity]) -> None:
         """`folder`: where the command runs; paths of the job are relative to it."""
         end_with(Identity.of(os.getppid()), *guards)
+        self._notice = Notice()
         with contextlib.suppress(OSError):  # another machine may not have it; then a file that is missing is named
             os.chdir(folder)
         self._trainer: Trainer | None = None
         self._service: RemoteService | None = None
+        self._pooler: RemotePooler | None = None
         self._group: Group | None = None
         self._relay: Relay | None = None
         self._listener: socket.socket | None = None
@@ -42,14 +47,14 @@ class WorkerProcess:
         self._warm = threading.Thread(target=_warm, name="satrap-warm", daemon=True)
         self._warm.start()
 
-    def begin(self, metrics_host: str) -> Begun:
+    def begin(self, metrics: Metrics) -> Begun:
         """Serves its metrics. Returns where."""
         from satrap.launch.worker_metrics import WorkerMeters
         from satrap.observe.endpoint import Endpoint
 
         self._meters = WorkerMeters()
-        self._endpoint = Endpoint(self._meters.text, host=metrics_host)
-        return Begun(host=socket.gethostname(), pid=os.getpid(), metrics=self._endpoint.address)
+        self._endpoint = Endpoint(self._meters.text, self._notice.text, host=metrics.host, port=metrics.port)
+        return Begun.here(metrics=self._endpoint.address)
 
     def meet(self, host: str) -> str:
         """Of worker 0: the address at which the others find it."""
@@ -62,7 +67,8 @@ class WorkerProcess:
 
     def fit(self, task: WorkerTask) -> Ended:
         """Trains to the end. Raises nothing: what goes wrong is told."""
-        self._aborted, self._trainer = False, None
+        # Who was stopped before, to begin again elsewhere, is not stopped for ever; the driver asks anew.
+        self._aborted, self._stopping, self._trainer = False, False, None
         try:
             return Ended(result=self._fit(task), trained=self._trained())
         except BaseException as e:
@@ -87,8 +93,11 @@ class WorkerProcess:
             client=task.rank,
             keys=worker_keys(task.security, task.rank),
             insecure=task.security.insecure,
+            deadline_s=task.server_deadline_s,
         )
         self._meters.watch(service)
+        self._pooler = _pooler(job, task)
+        self._meters.watch_pooler(self._pooler)
         self._group = ALONE
         if task.world > 1:
             listener, self._listener = self._listener, None
@@ -104,10 +113,12 @@ class WorkerProcess:
             job,
             run_dir=task.run_dir,
             service=service,
+            pooler=self._pooler,
             group=self._group,
             progress=self._relay.display if task.rank == 0 else False,
             plots=task.plots,
             cores=task.cores,
+            profile=task.profile,
         )
         self._trainer = trainer
         self._meters.follow(trainer)
@@ -121,6 +132,8 @@ class WorkerProcess:
     def _leave(self) -> None:
         if self._group is not None:
             self._group.close()
+        if self._pooler is not None:
+            self._pooler.close()
         if self._service is not None:
             self._service.close()
 
@@ -138,13 +151,18 @@ class WorkerProcess:
         self._aborted = True
         self._leave()
 
+    def relocate(self, placement: Placement) -> None:
+        """Reaches servers where this placement has them."""
+        if self._service is not None:
+            self._service.relocate(placement)
+
     def tell(self) -> Told:
         """How it is."""
         trainer, relay = self._trainer, self._relay
         run = None if trainer is None else trainer.run
         display, figures, says = (None, {}, ()) if relay is None else relay.take()
         return Told(
-            text=self._meters.text(),
+            text=self._meters.text() + "\n" + self._notice.text(),
             trained=None if run is None else self._trained(),
             restored=0 if run is None else run.report.applied_before,
             step=0 if run is None else run.state.step,
@@ -157,6 +175,26 @@ class WorkerProcess:
     def watch(self) -> None:
         """Never returns: who waits for it is told when this process ends."""
         threading.Event().wait()
+
+
+def _pooler(job: Job, task: WorkerTask) -> RemotePooler | None:
+    """The way to its embedding worker; None where it pools itself."""
+    from satrap.pooling import Plan, RemotePooler
+
+    if task.pooler is None:
+        return None
+    index, address = task.pooler
+    return RemotePooler(
+        Plan.of(job),
+        address,
+        index=index,
+        client=task.rank,
+        placement=task.placement.epoch,
+        keys=worker_keys(task.security, task.rank),
+        insecure=task.security.insecure,
+        # Longer than it waits for a server itself, so that who is to blame is named.
+        deadline_s=2 * task.server_deadline_s,
+    )
 
 
 def worker_keys(security: Security, rank: int) -> Any:
