@@ -1,0 +1,169 @@
+"""From measured constants to the CPU-seconds and bytes of one step on a cluster.
+
+B samples of a step, W workers, S servers, U distinct ids of one worker's batch of B / W samples.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from satrap.errors import JobError
+from satrap.plan.cluster import Machine
+from satrap.plan.constants import Constants, JobCost, LegCost
+from satrap.plan.layout import VALUE_BYTES, state_floats
+from satrap.plan.network import Legs, legs
+from satrap.plan.workload import TableLoad, Workload
+
+GROWN = 4.0
+"""A table of so many times the rows that finding a row was measured with is taken to lie outside the caches."""
+NS, US = 1e-9, 1e-6
+
+
+@dataclass(frozen=True, slots=True)
+class StepCosts:
+    """Of one worker's step, in CPU-seconds of the measured machine; what servers do is for all servers together."""
+
+    samples: float
+    rows: float
+    """U, over all tables."""
+    read: float
+    prepare: float
+    pull_client: float
+    """Asking, receiving, decoding, without pooling."""
+    pull_server: float
+    pool: float
+    dense: float
+    """On the CPU. 0 where a GPU does it."""
+    dense_threads: float
+    dense_gpu_s: float
+    """By the clock, of one GPU."""
+    beside: float
+    """Of a step, in the main thread."""
+    unpool: float
+    push_client: float
+    push_server: float
+    legs: Legs
+
+    @property
+    def server(self) -> float:
+        """CPU-seconds of servers."""
+        return self.pull_server + self.push_server
+
+    @property
+    def engine(self) -> float:
+        """CPU-seconds of who looks up, dense network and reading aside."""
+        return self.prepare + self.pull_client + self.pool + self.unpool + self.push_client
+
+
+def step_costs(
+    workload: Workload,
+    constants: Constants,
+    *,
+    servers: int,
+    workers: int,
+    worker: Machine,
+    pooling: bool = False,
+    threads: int | None = None,
+) -> StepCosts:
+    """Costs of a step. `threads` of the dense network on the CPU; None: as measured.
+
+    Raises JobError for a network of the user's own on a GPU or unmeasured: nothing tells what it costs.
+    """
+    samples = workload.batch_size / workers
+    unique = {t.name: t.unique(samples) for t in workload.tables}
+    rows = sum(unique.values())
+    job, wire = constants.job, constants.wire
+    lookup, update = _store_costs(workload, constants, unique, samples)
+    leg = legs(workload, samples=samples, servers=servers, workers=workers, pooling=pooling)
+    # The rows' own size against that of the measurement: what a byte more costs, on each side.
+    more = max(-0.5 * wire.bytes_per_row, leg.pull_reply / max(rows, 1.0) + 8 - wire.bytes_per_row) * wire.byte_ns * NS
+    per_sample = _engine_costs(job, workload, constants)
+    dense, dense_threads, gpu_s = _dense(workload, constants, worker, samples, threads)
+
+    def moved(cost: LegCost) -> float:
+        message, table, row = cost.message_us, cost.table_us, cost.row_ns
+        if servers > 1:
+            message, table, row = cost.divided_message_us, cost.divided_table_us, cost.divided_row_ns
+        return max(0.0, servers * (message + table * len(workload.tables)) * US + rows * (row * NS + more))
+
+    return StepCosts(
+        samples=samples,
+        rows=rows,
+        read=samples * per_sample["read"],
+        prepare=samples * per_sample["prepare"],
+        pull_client=moved(wire.pull_client),
+        pull_server=lookup + moved(wire.pull_server),
+        pool=samples * per_sample["pool"],
+        dense=dense,
+        dense_threads=dense_threads,
+        dense_gpu_s=gpu_s,
+        beside=(job.step_us * job.batch_size if job else 500.0) * US,
+        unpool=samples * per_sample["unpool"],
+        push_client=moved(wire.push_client),
+        push_server=update + moved(wire.push_server),
+        legs=leg,
+    )
+
+
+def _store_costs(
+    workload: Workload, constants: Constants, unique: dict[str, float], samples: float
+) -> tuple[float, float]:
+    """CPU-seconds of finding and of updating the rows of a batch."""
+    job = constants.job
+    if job is not None and all(0 < t.rows <= GROWN * t.rows_measured for t in workload.tables):
+        measured = sum(t.measured_unique or 0.0 for t in workload.tables)
+        share = sum(unique.values()) / measured
+        return job.pull_us * job.batch_size * share * US, job.push_us * job.batch_size * share * US
+    lookup = update = 0.0
+    for t in workload.tables:
+        cost = constants.row_cost(t.dim, t.row_format)
+        lookup += unique[t.name] * cost.lookup_ns * NS
+        update += unique[t.name] * cost.update_ns * _state_factor(t) * NS
+    return lookup, update
+
+
+def _state_factor(table: TableLoad) -> float:
+    """Memory that an update touches, against row-wise Adagrad's."""
+    values = table.dim * VALUE_BYTES[table.row_format]
+    return (values + 4 * state_floats(table.optimizer, table.dim)) / (values + 4)
+
+
+def _engine_costs(job: JobCost | None, workload: Workload, constants: Constants) -> dict[str, float]:
+    """Seconds a sample, by stage. Without a measured job: by the number of ids and values, at the rates of one that was
+    measured on such a machine (2.4 GHz, Zen 4): 15 ns an id and 0.25 ns a value."""
+    if job is not None and job.name == workload.name:
+        return {k: getattr(job, f"{k}_us") * US for k in ("read", "prepare", "pool", "unpool")}
+    ids, values = workload.ids_per_sample, float(workload.columns)
+    return {
+        "read": (10 * ids + 40) * NS,
+        "prepare": 15 * ids * NS,
+        "pool": (5 * ids + 0.25 * values) * NS,
+        "unpool": (5 * ids + 0.4 * values) * NS,
+    }
+
+
+def _dense(
+    workload: Workload, constants: Constants, worker: Machine, samples: float, threads: int | None
+) -> tuple[float, float, float]:
+    """(CPU-seconds, threads, seconds of a GPU) of a step."""
+    job = constants.job
+    if worker.gpus:
+        if workload.dense_parameters is None:
+            raise JobError(
+                "the job's network is its own, so its cost on a GPU is not known: give --constants of "
+                "`satrap calibrate JOB.YAML`, which counts its parameters"
+            )
+        return 0.0, 1.0, samples * workload.dense_flop / (worker.gpu_tflops * 1e12)
+    if job is not None and job.name == workload.name:
+        parallel = job.dense_us / job.dense_wall_us
+        if threads is not None:
+            parallel = min(parallel, float(threads)) if threads < job.dense_threads else parallel
+        return samples * job.dense_us * US, max(1.0, parallel), 0.0
+    if workload.dense_parameters is None:
+        raise JobError(
+            "the job's network is its own, so its cost is not known: give --constants of `satrap calibrate JOB.YAML`, "
+            "which measures it"
+        )
+    # About 40 GFLOP/s a core in fp32 is what small layers reach.
+    return samples * workload.dense_flop / 40e9, float(threads or math.ceil(worker.cores)), 0.0
