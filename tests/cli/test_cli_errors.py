@@ -1,6 +1,6 @@
 """Everything a user can get wrong, and what the machine can do to them: one clear message, an exit code, no traceback.
 
-Each case is its own process, as a user would meet it.
+A case that needs a process of its own has one: threads that are under way must not keep it from ending.
 """
 
 from __future__ import annotations
@@ -40,18 +40,18 @@ def test_a_wrong_column_is_named_with_the_nearest_one(satrap: Satrap, job: Path)
     assert "train.parquet" in said
 
 
-def test_a_wrong_type_is_named_with_what_is_needed(satrap: Satrap, job: Path) -> None:
-    said = message(satrap("train", job, "features.price.column=user", code=1))
+def test_a_wrong_type_is_named_with_what_is_needed(called: Satrap, job: Path) -> None:
+    said = message(called("train", job, "features.price.column=user", code=1))
     assert "column 'user' holds text (string); features.price (numeric) needs numbers" in said
 
 
-def test_a_label_that_is_not_zero_or_one_is_named_with_its_row(satrap: Satrap, job: Path, tmp_path: Path) -> None:
+def test_a_label_that_is_not_zero_or_one_is_named_with_its_row(called: Satrap, job: Path, tmp_path: Path) -> None:
     table = click_table(1000)
     labels = table["click"].to_numpy().copy()
     labels[777] = 2
     bad = table.set_column(table.column_names.index("click"), "click", pa.array(labels))
     pq.write_table(bad, tmp_path / "bad.parquet")
-    said = message(satrap("train", job, "data.train=bad.parquet", code=1))
+    said = message(called("train", job, "data.train=bad.parquet", code=1))
     assert "bad.parquet" in said
     assert "'click'" in said
     assert "777" in said
@@ -87,17 +87,17 @@ def test_an_unknown_key_is_named_with_the_nearest_one(satrap: Satrap, job: Path)
         assert "job.yaml: train.batchsize: unknown key 'batchsize'; did you mean 'batch_size'?" in said
 
 
-def test_an_unknown_override_is_named_with_the_nearest_one(satrap: Satrap, job: Path) -> None:
-    said = message(satrap("train", job, "train.epoch=3", code=1))
+def test_an_unknown_override_is_named_with_the_nearest_one(called: Satrap, job: Path) -> None:
+    said = message(called("train", job, "train.epoch=3", code=1))
     assert "train.epoch: unknown key 'epoch'; did you mean 'epochs'?" in said
 
 
 @pytest.mark.parametrize("damage", ["truncated", "garbage", "empty"])
-def test_an_unreadable_file_is_named(damage: str, satrap: Satrap, job: Path, clicks: Path, tmp_path: Path) -> None:
+def test_an_unreadable_file_is_named(damage: str, called: Satrap, job: Path, clicks: Path, tmp_path: Path) -> None:
     whole = (clicks / "train.parquet").read_bytes()
     content = {"truncated": whole[: len(whole) // 2], "garbage": os.urandom(4096), "empty": b""}[damage]
     (tmp_path / "bad.parquet").write_bytes(content)
-    assert "bad.parquet" in message(satrap("train", job, "data.train=bad.parquet", code=1))
+    assert "bad.parquet" in message(called("train", job, "data.train=bad.parquet", code=1))
 
 
 def test_a_file_damaged_in_the_middle_is_named_when_training_reaches_it(
@@ -111,19 +111,19 @@ def test_a_file_damaged_in_the_middle_is_named_when_training_reaches_it(
     assert "bad.parquet" in message(satrap("train", job, "data.train=bad.parquet", code=1))
 
 
-def test_a_file_that_is_not_there_is_named_with_the_nearest_one(satrap: Satrap, job: Path, clicks: Path) -> None:
-    said = message(satrap("train", job, f"data.train={clicks}/trian.parquet", code=1))
+def test_a_file_that_is_not_there_is_named_with_the_nearest_one(called: Satrap, job: Path, clicks: Path) -> None:
+    said = message(called("train", job, f"data.train={clicks}/trian.parquet", code=1))
     assert "trian.parquet" in said
     assert "did you mean 'train.parquet'?" in said
 
 
-def test_a_job_file_that_is_not_there_is_named_with_the_nearest_one(satrap: Satrap, job: Path) -> None:
-    said = message(satrap("train", "jobb.yaml", code=1))
+def test_a_job_file_that_is_not_there_is_named_with_the_nearest_one(called: Satrap, job: Path) -> None:
+    said = message(called("train", "jobb.yaml", code=1))
     assert "there is no job file jobb.yaml; did you mean 'job.yaml'?" in said
 
 
-def test_a_label_column_that_is_not_there_is_named_with_the_nearest_one(satrap: Satrap, clicks: Path) -> None:
-    said = message(satrap("train", clicks / "train.parquet", "--label", "clik", code=1))
+def test_a_label_column_that_is_not_there_is_named_with_the_nearest_one(called: Satrap, clicks: Path) -> None:
+    said = message(called("train", clicks / "train.parquet", "--label", "clik", code=1))
     assert "did you mean 'click'?" in said
 
 
@@ -143,13 +143,13 @@ def test_words_that_do_not_go_together_are_wrong_usage(words: list[str], said: s
     assert "See: satrap train --help" in outcome.err
 
 
-def test_a_checkpoint_with_a_flipped_byte_is_refused_by_file(satrap: Satrap, job: Path, tmp_path: Path) -> None:
+def test_a_checkpoint_with_a_flipped_byte_is_refused_by_file(called: Satrap, job: Path, tmp_path: Path) -> None:
     call(tmp_path, "train", job, "--run-dir", "run", "train.max_steps=3")
     victim = max((tmp_path / "run/checkpoints").rglob("*.safetensors"), key=lambda p: p.stat().st_size)
     content = bytearray(victim.read_bytes())
     content[-1] ^= 1
     victim.write_bytes(bytes(content))
-    assert victim.name in message(satrap("evaluate", "run", job, code=1))
+    assert victim.name in message(called("evaluate", "run", job, code=1))
 
 
 def in_a_small_disk(home: Path, size_kib: int, *words: str | Path) -> subprocess.CompletedProcess[str]:

@@ -10,7 +10,10 @@ from cli_command import Satrap
 
 from satrap import __version__
 
-COMMANDS = ["train", "evaluate", "predict", "inspect", "validate"]
+COMMANDS = [
+    "train", "evaluate", "predict", "inspect", "export", "import", "fill", "report", "validate", "top", "rehearse",
+    "leave",
+]  # fmt: skip
 
 
 def test_help_lists_every_command(called: Satrap) -> None:

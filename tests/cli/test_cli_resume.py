@@ -61,6 +61,15 @@ def test_a_finished_run_can_be_made_longer(job: Path, called: Satrap, tmp_path: 
     assert called("inspect", "run", "--digest").out == called("inspect", "whole", "--digest").out
 
 
+def test_a_run_resumes_with_its_rows_in_another_format(job: Path, called: Satrap) -> None:
+    # Bug: a format can be chosen at the start of a run alone, and a table that has grown too large keeps its own.
+    called("train", job, "--run-dir", "run")
+    called("train", "--resume", "run", "--epochs", "2", "default_format=int8")
+    tables = json.loads(called("inspect", "run", "--json").out)["tables"]
+    assert {t["format"] for t in tables} == {"int8"}
+    assert all(t["rows"] > 0 for t in tables)
+
+
 def test_resuming_with_another_model_is_refused(job: Path, called: Satrap) -> None:
     called("train", job, "--run-dir", "run", "train.max_steps=2")
     outcome = called("train", "--resume", "run", "model.hidden=[7]", code=1)

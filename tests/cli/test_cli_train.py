@@ -185,3 +185,35 @@ def test_two_labels_have_a_score_column_each(called: Satrap, tmp_path: Path) -> 
 def test_a_kept_column_may_not_have_the_name_of_the_score(trained: Trained, clicks: Path) -> None:
     words = ["predict", "run", clicks / "test.parquet", "--out", "scores.parquet", "--keep", "score"]
     assert "the output already has a column of that name" in call(trained.home, *words, code=2).err
+
+
+def test_profile_says_where_the_time_went_and_leaves_it_in_the_run_folder(
+    called: Satrap, clicks: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "job.yaml").write_text(JOB.format(data=clicks))
+    done = called("train", "job.yaml", "--quiet", "--profile", "--run-dir", "run", "train.log_every_steps=5")
+    assert "forward, backward, optimizer" in done.out
+    assert "The dense network" in done.out
+    run = tmp_path / "run"
+    assert "dense" in (run / "profile.txt").read_text()
+    spans = {e["name"] for e in json.loads((run / "trace.json").read_text())["traceEvents"] if e["ph"] == "X"}
+    assert {"read", "decode", "dedup", "pull", "pool", "dense", "unpool", "push"} <= spans
+
+
+def test_log_has_seconds_by_stage_that_add_up_to_the_whole_with_and_without_profile(
+    called: Satrap, clicks: Path, tmp_path: Path
+) -> None:
+    # A stage whose counter restarts, or counts evaluations too, would be told wrong in the report.
+    (tmp_path / "job.yaml").write_text(JOB.format(data=clicks))
+    called("train", "job.yaml", "--quiet", "--run-dir", "run", "train.log_every_steps=1", "train.max_steps=12")
+    assert not (tmp_path / "run" / "profile.txt").exists()
+    records = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    logged = sum(r["stages_s"].get("dense", 0.0) for r in records if r["kind"] == "train")
+    end = records[-1]
+    assert end["kind"] == "end"
+    assert logged == pytest.approx(end["stages_s"]["dense"], rel=1e-3)
+    (worker,) = end["profile"]["workers"]
+    assert 0 < worker["stages"]["dense"] <= worker["training_s"]
+    assert sum(end["staleness"]) == end["gradients"]["applied"]
+    assert set(end["tables"]) == set(end["hot_ids"]) == {"user", "item", "genre"}
+    assert sum(t["rows"] for t in end["tables"].values()) == end["size"]["rows"]

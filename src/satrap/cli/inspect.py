@@ -8,7 +8,7 @@ import typer
 
 from satrap.cli import show
 from satrap.cli.options import AsJson, Checkpoint, Debug, examples
-from satrap.cli.sources import find_checkpoint
+from satrap.cli.sources import find_checkpoint, is_checkpoint
 
 NAME = "inspect"
 EXAMPLES = examples(
@@ -25,7 +25,10 @@ def command(
     as_json: AsJson = False,
     debug: Debug = False,
 ) -> None:
-    """Show tables, rows, bytes, optimizers, steps and the reader's position of a checkpoint."""
+    """Show tables, rows, bytes, optimizers, steps and the reader's position of a checkpoint.
+
+    Of a run folder: its checkpoints, which is best by validation and which newest, then the one that commands take.
+    """
     from satrap import checkpoint as checkpoints
 
     path = find_checkpoint(checkpoint)
@@ -37,7 +40,11 @@ def command(
             typer.echo(value)
         return
     summary = checkpoints.inspect(path)
+    listed = [] if is_checkpoint(checkpoint) else checkpoints.kept(checkpoint)
     if as_json:
-        show.as_json(show.summary_fields(summary))
-    else:
-        show.summary(summary)
+        fields = show.summary_fields(summary)
+        show.as_json({**fields, "checkpoints": show.kept_fields(listed)} if listed else fields)
+        return
+    if listed:
+        show.kept(listed)
+    show.summary(summary)

@@ -10,11 +10,12 @@ import typer
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress and no notes; results and errors only.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON, for scripts.")]
+
 Checkpoint = Annotated[
     Path,
     typer.Argument(
         metavar="CKPT",
-        help="A run folder (its best checkpoint, or its latest) or a checkpoint folder.",
+        help="A run folder (its best checkpoint, or its latest), RUN/best, RUN/latest, or a checkpoint; or their URL.",
         show_default=False,
     ),
 ]

@@ -13,12 +13,14 @@ import typer
 from satrap.schema import Categorical, Feature, Job, Numeric, Sequence
 
 if TYPE_CHECKING:
-    from rich.console import Console
+    from rich.console import Console, RenderableType
     from rich.table import Table as Grid
 
-    from satrap.checkpoint import Summary
+    from satrap.checkpoint import Kept, Summary
+    from satrap.store import ColdCounts
     from satrap.train import Evaluation, Result
 
+_BOUND = ("admitted", "evicted", "expired", "refused")
 FEATURES_SHOWN = 40
 """Longer lists are cut here; the run folder's job.yaml has them all."""
 
@@ -125,8 +127,8 @@ def feature_kind(f: Feature, job: Job) -> str:
 def job(job: Job, *, features: bool = True) -> None:
     """The job in one screen: features with what becomes of them, then model and training."""
     if features:
-        _console().print(_features(job))
-    _console().print(_settings(job))
+        console().print(_features(job))
+    console().print(_settings(job))
 
 
 def _features(job: Job) -> Grid:
@@ -163,7 +165,8 @@ def _paths(paths: Iterable[str]) -> str:
     return ", ".join(shown[:3]) + (f" and {len(shown) - 3} more" if len(shown) > 3 else "")
 
 
-def _console() -> Console:
+def console() -> Console:
+    """Standard output, without markup or highlighting."""
     from rich.console import Console
 
     # No markup: names of columns and files may hold square brackets.
@@ -212,16 +215,32 @@ def result(result: Result) -> None:
         facts.add_row(
             "bytes a row", f"{size_.bytes_per_row:.1f}: values {values}, optimizer {state}, id and index {beside}"
         )
+    for name, t in result.tables.items():
+        if t.admitted or t.refused:
+            facts.add_row(f"bound of {name}", bound_counts({k: getattr(t, k) for k in _BOUND}))
+        if t.cold is not None:
+            facts.add_row(f"disk of {name}", cold_counts(t.cold))
     if not math.isnan(result.staleness_mean):
         facts.add_row("staleness", f"{result.staleness_mean:.2f} updates on average, {result.staleness_max} at most")
     if result.gradients.get("went_back"):
         facts.add_row("gradients", f"{count(result.gradients['went_back'])} went back to a checkpoint with a restart")
     facts.add_row("run", path(result.run_dir))
     facts.add_row("checkpoint", path(result.checkpoint) if result.checkpoint else "none")
+    if result.saves_failed:
+        facts.add_row("saves failed", f"{count(result.saves_failed)}; see checkpoint_failed in metrics.jsonl")
     if result.plots:
         facts.add_row("plots", path(result.plots[0].parent))
     typer.echo()
-    _console().print(facts)
+    console().print(facts)
+
+
+def profile(result: Result) -> None:
+    """Where the time went, and where the files are that say so."""
+    from satrap.observe.profile import PROFILE_FILE, TRACE_FILE, profile_table
+
+    console().print(profile_table(result.profile))
+    files = [result.run_dir / name for name in (PROFILE_FILE, TRACE_FILE)]
+    line(f"In {' and '.join(path(f) for f in files if f.is_file())}; the trace opens in ui.perfetto.dev")
 
 
 _ENDINGS = {"done": "trained", "early_stopping": "stopped early, at its best", "interrupted": "interrupted"}
@@ -231,8 +250,15 @@ def _auc(auc: float, error_bound: float) -> str:
     return decimal(auc) + (f" ± {error_bound:.1g}" if error_bound > 0 else "")
 
 
+def drawn(what: RenderableType) -> None:
+    """Anything that rich can draw."""
+    console().print(what)
+
+
 def path(where: Path) -> str:
     """A path relative to where the user is, where it is below that."""
+    if "://" in str(where):
+        return str(where)
     try:
         return str(where.resolve().relative_to(Path.cwd()))
     except ValueError:
@@ -252,7 +278,7 @@ def evaluation(e: Evaluation, title: str) -> None:
         facts.add_row(f"{lead}samples", f"{count(m.samples)}, {count(m.positives)} positive")
     if e.note:
         facts.add_row("note", e.note)
-    _console().print(facts)
+    console().print(facts)
 
 
 def summary_fields(s: Summary) -> dict[str, Any]:
@@ -273,6 +299,7 @@ def summary_fields(s: Summary) -> dict[str, Any]:
                 "optimizer": msgspec.to_builtins(t.spec.optimizer),
                 "rows": t.rows,
                 "bytes": t.bytes,
+                **({} if t.bound is None else {"bound": msgspec.to_builtins(t.bound)}),
             }
             for t in s.tables
         ],
@@ -284,8 +311,66 @@ def summary_fields(s: Summary) -> dict[str, Any]:
     }
 
 
+def kept_fields(listed: list[Kept]) -> list[dict[str, Any]]:
+    """A folder's checkpoints as plain values."""
+    return [
+        {
+            "checkpoint": str(k.path),
+            "step": k.step,
+            "created": k.created,
+            "rows": k.rows,
+            "bytes": k.bytes,
+            **{f"valid_{name}": value for name, value in k.valid.items()},
+            "best": k.best,
+            "newest": k.newest,
+            "problem": k.problem,
+        }
+        for k in listed
+    ]
+
+
+def kept(listed: list[Kept]) -> None:
+    """A folder's checkpoints, a line each."""
+    grid = _grid("checkpoint", "saved", "rows", "size", "valid AUC", "valid log loss", "")
+    for i in range(2, 6):
+        grid.columns[i].justify = "right"
+    for k in listed:
+        figures = [decimal(k.valid[n]) if n in k.valid else "" for n in ("auc", "log_loss")]
+        marks = " ".join(name for name, is_so in (("best", k.best), ("newest", k.newest)) if is_so)
+        sizes = ("", "") if k.problem else (count(k.rows), size(k.bytes))
+        grid.add_row(k.path.name, k.created, *sizes, *figures, "cannot be read" if k.problem else marks)
+    console().print(grid)
+    for k in listed:
+        if k.problem:
+            line(k.problem)
+
+
+def bound_counts(counts: Mapping[str, int]) -> str:
+    """What a bounded table has done so far.
+
+    >>> bound_counts({"admitted": 12345, "evicted": 345, "expired": 0, "refused": 7})
+    '12,345 rows admitted, 345 evicted, 0 expired; 7 pulls refused'
+    """
+    made, gone, old = (count(counts[k]) for k in ("admitted", "evicted", "expired"))
+    return f"{made} rows admitted, {gone} evicted, {old} expired; {count(counts['refused'])} pulls refused"
+
+
+def cold_counts(c: ColdCounts) -> str:
+    """What lies on disk of a table, and what went there and came back.
+
+    >>> from satrap.store import ColdCounts
+    >>> cold_counts(ColdCounts(rows=900, file_bytes=131072, written=1500, moved=300, returned=600))
+    '900 rows, 128.0 KiB; 1,500 written, 600 came back, each written 1.20 times'
+    """
+    times = 1 + c.moved / c.written if c.written else 1.0
+    went = f"{count(c.written)} written, {count(c.returned)} came back"
+    return f"{count(c.rows)} rows, {size(c.file_bytes)}; {went}, each written {times:.2f} times"
+
+
 def summary(s: Summary) -> None:
     """A checkpoint at a glance: tables, then what else it holds."""
+    import msgspec
+
     grid = _grid("table", "rows", "dim", "format", "bytes", "bytes a row", "optimizer")
     for i in (1, 2, 4, 5):
         grid.columns[i].justify = "right"
@@ -294,6 +379,9 @@ def summary(s: Summary) -> None:
         o = settings(t.spec.optimizer) if t.spec.optimizer else ""
         grid.add_row(t.spec.name, count(t.rows), str(t.spec.dim), t.spec.format.value, size(t.bytes), each, o)
     facts = _facts(path(s.path))
+    for t in s.tables:
+        if t.bound is not None:
+            facts.add_row(t.spec.name, bound_counts(msgspec.structs.asdict(t.bound)))
     facts.add_row("job", f"{s.job.name}, {settings(s.job.model)}")
     facts.add_row("step", count(s.step))
     p = s.position
@@ -306,6 +394,5 @@ def summary(s: Summary) -> None:
     facts.add_row("written", f"{s.created} by satrap {s.satrap}")
     if s.ignored:
         facts.add_row("not read", ", ".join(s.ignored))
-    console = _console()
-    console.print(grid)
-    console.print(facts)
+    console().print(grid)
+    console().print(facts)

@@ -17,10 +17,11 @@ _OVERRIDE = re.compile(r"[A-Za-z_][\w-]*(\.[\w -]+)*=")
 _PATH = re.compile(r"/|\.(parquet|pq|csv|tsv)(\.\w+)?$")
 
 _FIXED = re.compile(
-    r"seed|name|default_dim|model\b.*|features\b.*|store\.partitions|data(?!\.test)\b.*"
-    r"|tables(\.(.*\.)?(name|dim|format|initializer\b.*))?"
+    r"seed|name|default_dim|train\.checkpoint\.folder|model\b.*|features\b.*|store\.partitions|data(?!\.test)\b.*"
+    r"|tables(\.(.*\.)?(name|dim|initializer\b.*))?"
 )
-"""Settings that a resumed run keeps: what the model is, and which rows it has seen in which order."""
+"""Settings that a resumed run keeps: what the model is, and which rows it has seen in which order. (The format in which
+rows are stored can change: they are converted.)"""
 
 
 @dataclass(frozen=True)
@@ -110,7 +111,16 @@ def find_run(run: Path) -> Path:
 
 
 def find_checkpoint(path: Path) -> Path:
-    """The checkpoint that `path` means: itself, or the best (else the newest) one of a run folder."""
+    """The checkpoint that `path` means: itself, the best (else the newest) one of a run folder, or RUN/best,
+    RUN/latest, RUN/step-00001234. It may be a URL."""
     from satrap import checkpoint
 
     return checkpoint.best(path) or checkpoint.find(path)
+
+
+def is_checkpoint(path: Path) -> bool:
+    """Whether it is, or names, one checkpoint, and not a folder of them."""
+    from satrap import checkpoint
+
+    found, home = find_checkpoint(path), checkpoint.place(path)
+    return home == found or home.name in ("best", "latest") or home.name.startswith("step-")

@@ -22,6 +22,8 @@ EXAMPLES = examples(
     "satrap train clicks.parquet --label click",
     "satrap train 'logs/*.csv' --label income --positive '>50K' --exclude id --save-job job.yaml --dry-run",
     "satrap train job.yaml train.staleness=0 tables.user.dim=32",
+    "satrap train job.yaml default_format=int8 train.embedding_optimizer.kind=rowwise_adagrad",
+    "satrap train job.yaml --profile",
     "satrap train job.yaml --servers 2 --workers 2",
     "satrap train job.yaml --servers 4 --workers 8 --address 10.0.0.1:6379 --keys /etc/satrap/keys",
     "satrap train --resume runs/clicks-20260101-120000",
@@ -41,7 +43,11 @@ def command(
         ),
     ] = None,
     resume: Annotated[
-        Path | None, typer.Option(metavar="RUN", help="Go on with this run from the exact row where it stopped.")
+        Path | None,
+        typer.Option(
+            metavar="RUN",
+            help="Go on with this run from the exact row where it stopped; or the URL of its checkpoints.",
+        ),
     ] = None,
     run_dir: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Folder of this run; default runs/<job>-<time>.")
@@ -94,6 +100,15 @@ def command(
         int | None,
         typer.Option(metavar="W", min=1, help="Workers that train together.", rich_help_panel=PROCESSES),
     ] = None,
+    embedding_workers: Annotated[
+        int,
+        typer.Option(
+            metavar="N",
+            min=0,
+            help="Processes that pool rows for the workers, which then receive pooled vectors alone.",
+            rich_help_panel=PROCESSES,
+        ),
+    ] = 0,
     address: Annotated[
         str | None,
         typer.Option(
@@ -124,12 +139,35 @@ def command(
             rich_help_panel=PROCESSES,
         ),
     ] = 3,
+    server_deadline: Annotated[
+        float,
+        typer.Option(
+            metavar="SECONDS",
+            min=0.1,
+            help="How long a server may not answer before it is taken for dead and replaced.",
+            rich_help_panel=PROCESSES,
+        ),
+    ] = 30.0,
     metrics_host: Annotated[
         str,
         typer.Option(
             metavar="HOST", help="Where every process serves its metrics to Prometheus.", rich_help_panel=PROCESSES
         ),
     ] = "127.0.0.1",
+    metrics_port: Annotated[
+        int,
+        typer.Option(
+            metavar="PORT",
+            min=0,
+            max=65_000,
+            help="The first of each machine, the next free one of its second process, and so on; default: any.",
+            rich_help_panel=PROCESSES,
+            show_default=False,
+        ),
+    ] = 0,
+    profile: Annotated[
+        bool, typer.Option("--profile", help="Say at the end where the time went and what to change for more speed.")
+    ] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the job, train nothing.")] = False,
     quiet: Quiet = False,
     debug: Debug = False,
@@ -155,8 +193,8 @@ def command(
     if resume is not None:
         others = {"a job file": words.job_file, "data files": words.data, "--run-dir": run_dir}
         _refuse_together("--resume", [name for name, value in others.items() if value] + given)
-        run_dir = find_run(resume)
-        job = _resumed(run_dir, overrides)
+        run_dir, before = _run_of(resume)
+        job = _resumed(before, overrides)
     elif words.job_file is not None:
         _refuse_together(f"the job file {words.job_file}", given)
         job = override(load_job(words.job_file), overrides)
@@ -169,29 +207,47 @@ def command(
     if dry_run:
         return
     if servers is None and workers is None and address is None:
-        _refuse_alone({"--keys": keys, "--insecure": insecure})
-        result, again = _train(job, run_dir, resume=resume is not None, quiet=quiet), ""
+        _refuse_alone({"--keys": keys, "--insecure": insecure, "--embedding-workers": embedding_workers})
+        result, again = _train(job, run_dir, resume=resume is not None, quiet=quiet, profile=profile), ""
     else:
         result = _launch(
             job,
             servers=servers or 1,
             workers=workers or 1,
+            embedding_workers=embedding_workers,
             address=address,
             keys=keys,
             insecure=insecure,
             restarts=restarts,
+            server_deadline_s=server_deadline,
             metrics_host=metrics_host,
+            metrics_port=metrics_port,
             run_dir=run_dir,
             resume=resume is not None,
             progress=False if quiet else None,
+            profile=profile,
             debug=debug,
         )
-        again = f" --servers {servers or 1} --workers {workers or 1}" + (f" --address {address}" if address else "")
-    _show(result, again)
+        again = f" --servers {servers or 1} --workers {workers or 1}"
+        again += f" --embedding-workers {embedding_workers}" if embedding_workers else ""
+        again += f" --address {address}" if address else ""
+        again += (f" --keys {keys}" if keys else "") + (" --insecure" if insecure else "")
+    _show(result, again, profile=profile)
 
 
-def _resumed(run: Path, overrides: list[str]) -> Job:
-    before = load_job(run / "job.yaml")
+def _run_of(resume: Path) -> tuple[Path, Job]:
+    """The run folder and its job; of a run's checkpoints at a URL, a folder of its name here, and the job in them."""
+    from satrap.checkpoint import RemotePath, load, place
+
+    where = place(resume)
+    if not isinstance(where, RemotePath):
+        run = find_run(resume)
+        return run, load_job(run / "job.yaml")
+    newest = load(where)
+    return Path("runs") / newest.path.parent.name, newest.job
+
+
+def _resumed(before: Job, overrides: list[str]) -> Job:
     after = override(before, overrides)
     check_resumed_job(before, after)
     return after
@@ -246,10 +302,10 @@ def _refuse_alone(options: Mapping[str, Any]) -> None:
         raise UsageError(f"{' and '.join(given)}: one process has no servers; give --servers and --workers with it")
 
 
-def _train(job: Job, run_dir: Path | None, *, resume: bool, quiet: bool) -> Result:
+def _train(job: Job, run_dir: Path | None, *, resume: bool, quiet: bool, profile: bool) -> Result:
     from satrap.train import Trainer
 
-    trainer = Trainer(job, run_dir=run_dir, progress=False if quiet else None)
+    trainer = Trainer(job, run_dir=run_dir, progress=False if quiet else None, profile=profile)
     return trainer.fit(resume=resume)
 
 
@@ -261,9 +317,21 @@ def _launch(job: Job, **options: Any) -> Result:
     return run(job, check=lambda: check_columns(job), asked_at=process_began_at(), **options)
 
 
-def _show(result: Result, again: str) -> None:
+def _show(result: Result, again: str, *, profile: bool) -> None:
     """`again`: options with which the run goes on as it was."""
     show.result(result)
+    if profile:
+        show.profile(result)
+    if result.unsaved is not None:
+        from satrap.errors import SaveError
+
+        kept = (
+            f"go on from {show.path(result.checkpoint)} with" if result.checkpoint else "nothing is saved; begin with"
+        )
+        raise SaveError(
+            f"the model as it ended is not saved: {result.unsaved}. Put that right, and {kept}: "
+            f"satrap train --resume {show.path(result.run_dir)}{again}"
+        )
     if result.stopped == "interrupted":
         run = show.path(result.run_dir)
         show.line(f"Interrupted; the checkpoint is saved. Go on with: satrap train --resume {run}{again}")
