@@ -7,6 +7,7 @@ the hypervisor took away (`steal_cores`). A round with more than `QUIET_CORES` o
 
 from __future__ import annotations
 
+import argparse
 import hashlib
 import json
 import os
@@ -18,6 +19,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -71,6 +73,10 @@ class Reading:
     other_cores: float
     """Cores that processes other than this one used, on average."""
     steal_cores: float
+    others_s: float = 0.0
+    """Of `cpu_s`, that of the other processes that count."""
+    known_s: float = 0.0
+    """CPU seconds of processes that do not count."""
 
     @property
     def quiet(self) -> bool:
@@ -78,19 +84,36 @@ class Reading:
         return max(self.other_cores, self.steal_cores) <= QUIET_CORES
 
 
-class Meter:
-    """Wall time, own CPU time and the noise of the machine since it was made. Not thread-safe."""
+def cpu_seconds_of(pid: int) -> float:
+    """CPU seconds of a running process, in hundredths; 0 where it has ended."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return 0.0
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
-    def __init__(self) -> None:
+
+class Meter:
+    """Wall time, own CPU time and the noise of the machine since it was made. Not thread-safe.
+
+    `others`: processes that count as this one does. `known`: those that do not count, and are no noise either.
+    """
+
+    def __init__(self, others: Sequence[int] = (), known: Sequence[int] = ()) -> None:
+        self._pids, self._known_pids = others, known
+        self._known = sum(map(cpu_seconds_of, known))
+        self._others = sum(map(cpu_seconds_of, others))
         self._cpu, (self._busy, self._stolen) = cpu_seconds(), machine_seconds()
         self._wall = time.perf_counter()
 
     def read(self) -> Reading:
         """The figures so far; the meter goes on."""
         wall = time.perf_counter() - self._wall
-        cpu, (busy, stolen) = cpu_seconds() - self._cpu, machine_seconds()
-        other = max(0.0, (busy - self._busy - cpu) / wall)
-        return Reading(wall, cpu, other, (stolen - self._stolen) / wall)
+        others = sum(map(cpu_seconds_of, self._pids)) - self._others
+        cpu, (busy, stolen) = cpu_seconds() - self._cpu + others, machine_seconds()
+        known = sum(map(cpu_seconds_of, self._known_pids)) - self._known
+        other = max(0.0, (busy - self._busy - cpu - known) / wall)
+        return Reading(wall, cpu, other, (stolen - self._stolen) / wall, others, known)
 
 
 def wait_until_quiet(limit_s: float, *, sample_s: float = 1.0) -> None:
@@ -103,9 +126,33 @@ def wait_until_quiet(limit_s: float, *, sample_s: float = 1.0) -> None:
             return
 
 
+def quietest(run: Callable[[], dict[str, Any]], options: argparse.Namespace) -> dict[str, Any]:
+    """The figures of the run with the quietest machine, of at most 1 + `options.repeats`: the first that was quiet."""
+    found: list[dict[str, Any]] = []
+    for _ in range(1 + options.repeats):
+        wait_until_quiet(options.wait_quiet_s)
+        found.append(run())
+        if _noise_of(found[-1]) <= QUIET_CORES:
+            break
+    return min(found, key=_noise_of)
+
+
+def _noise_of(figures: Mapping[str, Any]) -> float:
+    return float(max(figures["other_cores"], figures["steal_cores"]))
+
+
 def peak_rss_mib() -> float:
     """The most memory this process has held so far, in MiB."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024.0
+
+
+def pss_mib(pid: int) -> float:
+    """Memory of a process in MiB, pages that several share divided among them; 0 where it has ended."""
+    try:
+        lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
+    except OSError:
+        return 0.0
+    return next((int(line.split()[1]) / 1024.0 for line in lines if line.startswith("Pss:")), 0.0)
 
 
 def rss_mib() -> float:
@@ -189,6 +236,7 @@ def describe() -> dict[str, Any]:
     """Machine, versions and commit: what a figure means nothing without."""
     return {
         "commit": commit(),
+        "date": time.strftime("%Y-%m-%d"),
         "cpu": _first("/proc/cpuinfo", "model name"),
         "cores": len(os.sched_getaffinity(0)),
         "memory_gib": round(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30, 1),
@@ -199,8 +247,9 @@ def describe() -> dict[str, Any]:
     }
 
 
+@cache
 def commit() -> str:
-    """The commit the code is at, with `+` behind it where tracked source files differ from it."""
+    """The commit the code was at when this process first asked, with `+` behind it where tracked sources differ."""
     try:
         head = _git("rev-parse", "--short=12", "HEAD")
         changed = _git("status", "--porcelain", "--untracked-files=no", "--", "src", "native", "benchmarks")

@@ -8,10 +8,12 @@ Ten million rows at random 64-bit ids; batches of 65,536 random present ids, raw
 * `torch`: `nn.EmbeddingBag`, one row a bag, on the raw table's own memory;
 * `fbgemm`: FBGEMM's CPU kernel, with `--fbgemm-python` naming an interpreter that has it.
 
-`lookup` is ids in, values [N, D] out (fp16 rows come out as fp32 on every side but torch's). `update` is distinct ids
-and gradients in: `satrap` finds every row anew, `satrap_hinted` is told where the pull before it found them, as it is
-in training. `step` is what a layer does in training: ids in, pooled values out, gradient in, rows updated, with
-repeated ids found and merged by satrap. Memory is measured as the resident set of a process that does nothing else.
+`lookup` is ids in, values [N, D] out (fp16 rows come out as fp32 on every side but torch's): `satrap` as evaluation
+reads, into the same array each time as `raw` does; `satrap_pull` as training does, with versions and hints. `update`
+is distinct ids and gradients in: `satrap` finds every row anew, `satrap_hinted` is told where the pull before it found
+them, as it is in training. `step` is what a layer does in training: ids in, pooled values out, gradient in, rows
+updated, with repeated ids found and merged by satrap. Memory is measured as the resident set of a process that does
+nothing else.
 """
 
 from __future__ import annotations
@@ -49,7 +51,7 @@ from benchmarks.harness import (
 )
 from benchmarks.synthetic import default_data_dir
 from satrap.schema import Pooling, RowWiseAdagrad, Table, ValueFormat
-from satrap.store import Store, TicketFeature
+from satrap.store import Store, TicketFeature, keep_freed_memory
 
 DTYPES: dict[str, type[np.float32] | type[np.float16]] = {"fp32": np.float32, "fp16": np.float16}
 LEARNING_RATE = 0.02
@@ -100,6 +102,7 @@ def main(argv: list[str]) -> int:
         sizes = replace(sizes, rows=options.rows)
     fbgemm = options.fbgemm_python if python_has(options.fbgemm_python, "fbgemm_gpu") else None
     emit(benchmark="store", sizes=_fields(sizes), machine=describe(), fbgemm=fbgemm is not None)
+    keep_freed_memory()  # as training and servers do
     work = make_work(sizes)
     results = []
     for dim in options.dims:
@@ -204,9 +207,15 @@ def _operations(
     def raw_side(operation: int, distance: int) -> Callable[[], None]:
         return lambda: raw.run(operation, rows, distance=distance, threads=case.threads)
 
+    values = np.empty_like(raw.dense)
+
+    def lookup() -> None:
+        for ids in batches:
+            store.lookup("t", ids, values)
+
     def pull() -> None:
         for ids in batches:
-            store.pull("t", ids)
+            store.pull_many({"t": ids}, create=True)
 
     def push() -> None:
         for ids in batches:
@@ -218,7 +227,7 @@ def _operations(
         for ids, hint in zip(batches, hints, strict=True):
             store.push_many({"t": ids}, {"t": gradient}, hints=hint, distinct=True)
 
-    lookup: Sides = {"satrap": pull, "raw": raw_side(limits.GATHER, distances["gather"])}
+    looked_up: Sides = {"satrap": lookup, "satrap_pull": pull, "raw": raw_side(limits.GATHER, distances["gather"])}
     weight = torch.from_numpy(raw.values)
     row_batches = list(torch.from_numpy(work.rows))
     offsets = torch.arange(work.rows.shape[1])
@@ -228,10 +237,10 @@ def _operations(
             for batch in row_batches:
                 torch.nn.functional.embedding_bag(batch, weight, offsets, mode="sum")
 
-    lookup["torch"] = bag
+    looked_up["torch"] = bag
     if worker:
-        lookup["fbgemm"] = lambda: worker.run("lookup")
-    yield "lookup", lookup
+        looked_up["fbgemm"] = lambda: worker.run("lookup")
+    yield "lookup", looked_up
     raw.dense[:] = gradient
     yield (
         "update",

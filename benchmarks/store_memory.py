@@ -26,7 +26,7 @@ def main(argv: list[str]) -> int:
     """Grows the table, prints the line."""
     dim, form, total = int(argv[0]), argv[1], int(argv[2])
     table = Table(name="t", dim=dim, format=ValueFormat(form), optimizer=RowWiseAdagrad())
-    value_bytes, state_bytes = dim * (4 if form == "fp32" else 2), 4
+    value_bytes, state_bytes = table.format.row_bytes(dim), 4
     rng = np.random.default_rng(3)
     warm = Store([table], seed=1, threads=1)
     warm.pull("t", np.arange(1, 4096, dtype=np.uint64), create=True)

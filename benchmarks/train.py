@@ -14,6 +14,8 @@ Groups (`--only`, comma-separated):
   one-core the full and the sum model with every side on one core
   read     Parquet to batches and nothing else, in file order and shuffled
   adam     Adam on the rows, against torch's SparseAdam (FBGEMM's CPU kernel has no Adam)
+
+With `--servers S` it measures training on servers instead: see `benchmarks.train_servers`.
 """
 
 from __future__ import annotations
@@ -21,20 +23,21 @@ from __future__ import annotations
 import argparse
 import statistics
 import sys
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from benchmarks.harness import (
-    QUIET_CORES,
     THIS_PYTHON,
     describe,
     emit,
     python_has,
+    quietest,
     result_hash,
     run_json,
-    wait_until_quiet,
 )
 from benchmarks.synthetic import Dataset, Sizes, default_data_dir, ensure
 
@@ -61,6 +64,11 @@ class Entry:
     name: str
     program: str
     options: tuple[str, ...]
+
+    @property
+    def is_variant(self) -> bool:
+        """Whether it runs the code of another side with other numbers: a smoke run does without it."""
+        return self.name.endswith(SLEEPING) or (self.group, self.name) == ("sum", "satrap staleness 0")
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,6 +115,10 @@ class Figures:
 
 def main(argv: list[str]) -> int:
     """Runs the groups, prints JSON lines, the headline last."""
+    if any(a.partition("=")[0] == "--servers" for a in argv):
+        from benchmarks import train_servers
+
+        return train_servers.main(argv)
     options = _parse(argv)
     shape = SMOKE if options.smoke else FULL
     data = ensure(options.data_dir, shape.sizes)
@@ -119,10 +131,11 @@ def main(argv: list[str]) -> int:
         rounds=options.rounds, bayes_auc=data.bayes_auc, torchrec=torchrec,
     )  # fmt: skip
     wanted = [e for e in entries(shape) if e.group in options.only and (torchrec or e.program != "torchrec")]
+    wanted = [e for e in wanted if not (options.smoke and e.is_variant)]
     figures = {e: Figures() for e in wanted}
     for r in range(options.rounds):
         for entry in wanted[r % len(wanted) :] + wanted[: r % len(wanted)]:
-            run = _quietest(entry, data, options, shape)
+            run = quietest(partial(run_entry, entry, data, options.torchrec_python, shape), options)
             figures[entry].rounds.append(run)
             emit(round=r, group=entry.group, side=entry.name, **{k: run[k] for k in RUN_FIGURES if k in run})
     for entry, found in figures.items():
@@ -200,21 +213,6 @@ def _both_ways(entry: Entry) -> Iterator[Entry]:
     yield replace(entry, name=entry.name + SLEEPING)
 
 
-def _quietest(entry: Entry, data: Dataset, options: argparse.Namespace, shape: Shape) -> dict[str, Any]:
-    """The entry's run with the quietest machine, of at most 1 + repeats."""
-    found: list[dict[str, Any]] = []
-    for _ in range(1 + options.repeats):
-        wait_until_quiet(options.wait_quiet_s)
-        found.append(run_entry(entry, data, options.torchrec_python, shape))
-        if _noise(found[-1]) <= QUIET_CORES:
-            break
-    return min(found, key=_noise)
-
-
-def _noise(figures: dict[str, Any]) -> float:
-    return float(max(figures["other_cores"], figures["steal_cores"]))
-
-
 def run_entry(entry: Entry, data: Dataset, torchrec_python: str, shape: Shape) -> dict[str, Any]:
     """One run of one side, in a process of its own."""
     python = torchrec_python if entry.program == "torchrec" else THIS_PYTHON
@@ -222,7 +220,11 @@ def run_entry(entry: Entry, data: Dataset, torchrec_python: str, shape: Shape) -
     common += ["--warm-steps", str(shape.warm_steps), "--metered-steps", str(shape.metered_steps)]
     command = [python, "-m", f"benchmarks.{PROGRAMS[entry.program]}", *common, *entry.options]
     sleeping = {"OMP_WAIT_POLICY": "PASSIVE"} if entry.name.endswith(SLEEPING) else {}
-    return run_json(command, environment={**HUGE_PAGES, **sleeping})
+    began = time.time()
+    answer = run_json(command, environment={**HUGE_PAGES, **sleeping})
+    if "first_batch_at" in answer:
+        answer["first_batch_s"] = answer.pop("first_batch_at") - began
+    return answer
 
 
 def headline(figures: dict[Entry, Figures], data: Dataset) -> dict[str, Any]:

@@ -1,12 +1,16 @@
-"""`python -m benchmarks wire`: pulls and pushes over loopback, against an echo of the same bytes and the store itself.
+"""`python -m benchmarks wire`: pulls and pushes on one machine, against an echo of the same bytes and the store itself.
 
 One client process, one server process. Batches of 20,000 random present ids, unsorted; a table of 100,000 rows, and
 one of a million, which no cache holds, with row-wise Adagrad, in fp32; values and gradients travel as fp32, fp16 or
-int8. Beside it, taking turns in the same run:
+int8, over TCP on loopback and over the local socket that `satrap train` uses on one machine. Beside it, taking turns in
+the same run:
 
 * `echo`: the same client asks a process that answers with bytes it has ready, as many in every frame as satrap's: what
-  ZeroMQ over loopback takes, with nobody looking at the bytes;
+  ZeroMQ over this transport takes, with nobody looking at the bytes, which never leave the cache;
 * `local`: `LocalService` in the client's process, the same ids and gradients, one thread.
+
+Operations: `pull`; `push` of gradients whose rows have to be searched, on both sides; and `step`, a pull and the push
+that follows it as in training, where the server remembers what the pull found.
 
 Rates are with `--window` requests under way, for satrap and the echo alike; latencies with one at a time. On two cores
 the echo alone keeps both busy, so what the store costs comes on top: `cpu_ms` are CPU milliseconds a batch, of all
@@ -23,10 +27,9 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import product
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -38,6 +41,7 @@ from benchmarks.harness import (
     THIS_PYTHON,
     Meter,
     Reading,
+    cpu_seconds_of,
     describe,
     emit,
     interleave,
@@ -45,8 +49,8 @@ from benchmarks.harness import (
     result_hash,
     wait_until_quiet,
 )
-from benchmarks.wire_server import PARTITIONS, SEED, fill, ids_of, table_of
-from satrap.ps import LocalService, Placement, PullRequest, PushRequest, RemoteService
+from benchmarks.wire_server import PARTITIONS, SEED, TRANSPORTS, fill, ids_of, table_of
+from satrap.ps import LocalService, Placement, PullRequest, PushRequest, RemoteService, Rows
 from satrap.schema import WireFormat
 from satrap.store import keep_freed_memory
 
@@ -70,6 +74,8 @@ SMOKE = Sizes(rows=(5_000,), batch=1_000, batches=3, latencies=5, rounds=2)
 
 BATCHES = 8
 """Different ones, in turns."""
+OPERATIONS = {"pull": ("pull",), "push": ("push",), "step": ("pull", "push")}
+"""Operation → what is asked of the server for it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +85,7 @@ class Case:
     rows: int
     dim: int
     wire: str
+    transport: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,8 +127,7 @@ class Process:
 
     def cpu_seconds(self) -> float:
         """CPU seconds it has used so far."""
-        fields = Path(f"/proc/{self._process.pid}/stat").read_text().rpartition(")")[2].split()
-        return (int(fields[11]) + int(fields[12])) / 100.0
+        return cpu_seconds_of(self._process.pid)
 
     def close(self) -> None:
         assert self._process.stdin is not None
@@ -164,6 +170,7 @@ def main(argv: list[str]) -> int:
     """Runs the cases, prints JSON lines, the headline last."""
     options = _parse(argv)
     sizes = SMOKE if options.smoke else FULL
+    sizes = replace(sizes, rounds=options.rounds or sizes.rounds)
     keep_freed_memory()  # as a trainer does
     emit(
         benchmark="wire",
@@ -173,8 +180,8 @@ def main(argv: list[str]) -> int:
     )
     results: list[dict[str, Any]] = []
     hashes: list[str] = []
-    for rows, dim in product(options.rows or sizes.rows, options.dims):
-        arguments = (f"--dim={dim}", f"--rows={rows}", f"--threads={options.threads}")
+    for rows, dim, transport in product(options.rows or sizes.rows, options.dims, options.transports):
+        arguments = (f"--dim={dim}", f"--rows={rows}", f"--threads={options.threads}", f"--transport={transport}")
         with process("serve", *arguments) as server:
             local = LocalService([table_of(dim, "fp32")], seed=SEED, partitions=PARTITIONS, threads=1)
             fill(local, ids_of(rows), dim)
@@ -182,7 +189,7 @@ def main(argv: list[str]) -> int:
             hashes.append(check_equal(rows, dim, sizes, server, local))
             for wire in options.formats:
                 wait_until_quiet(options.wait_quiet_s)
-                for line in run_case(Case(rows, dim, wire), sizes, options, server, local):
+                for line in run_case(Case(rows, dim, wire, transport), sizes, options, server, local):
                     emit(**line)
                     results.append(line)
     emit(**headline(results), result_hash=result_hash(h.encode() for h in hashes))
@@ -191,11 +198,13 @@ def main(argv: list[str]) -> int:
 
 def _parse(argv: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="benchmarks wire", description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--rounds", type=int, help="default 5, with --smoke 2")
     parser.add_argument("--smoke", action="store_true", help="tiny sizes, to see that it runs")
     parser.add_argument("--rows", type=lambda s: [int(x) for x in s.split(",")], help="of the table, one run each")
     parser.add_argument("--dims", type=lambda s: [int(x) for x in s.split(",")], default=[16, 64])
     parser.add_argument("--formats", type=lambda s: s.split(","), default=["fp32", "fp16", "int8"])
-    parser.add_argument("--operations", type=lambda s: s.split(","), default=["pull", "push"])
+    parser.add_argument("--operations", type=lambda s: s.split(","), default=list(OPERATIONS))
+    parser.add_argument("--transports", type=lambda s: s.split(","), default=list(TRANSPORTS))
     parser.add_argument("--window", type=int, default=4, help="requests under way where a rate is measured")
     parser.add_argument("--threads", type=int, default=1, help="of the server's store")
     parser.add_argument("--wait-quiet-s", type=float, default=0.0, help="wait so long for others to be quiet")
@@ -213,12 +222,12 @@ def run_case(
     with ExitStack() as stack:
         frames = {o: frames_of(o, sizes.batch, case.dim, case.wire) for o in ("pull", "push")}
         answers = [f"--{o}-bytes={','.join(map(str, f.answer))}" for o, f in frames.items()]
-        echo_process = stack.enter_context(process("echo", *answers))
+        echo_process = stack.enter_context(process("echo", f"--transport={case.transport}", *answers))
         echo = Echo(echo_process.address)
         stack.callback(echo.close)
         remote = stack.enter_context(client_of(server, case.dim, case.wire))
         for operation in options.operations:
-            side = Sides(remote, local, echo, batches, gradient, frames[operation], operation)
+            side = Sides(remote, local, echo, batches, gradient, frames, operation)
             meters = [server, echo_process]
             cpu_s: dict[str, list[float]] = {"satrap": [], "echo": [], "local": []}
             turns: dict[str, Callable[[], Reading]] = {
@@ -229,7 +238,7 @@ def run_case(
             rows = sizes.batches * sizes.batch
             best = {n: rows / s.median_s / 1e6 for n, s in answer.items()}
             cpu = {n: statistics.median(s) / sizes.batches * 1e3 for n, s in cpu_s.items()}
-            moved = frames[operation].bytes * sizes.batches
+            moved = sum(f.bytes for f in side.frames) * sizes.batches
             yield {
                 "case": {"operation": operation, **{n: getattr(case, n) for n in case.__slots__}},
                 **{f"{n}_mrows_per_s": v for n, v in best.items()},
@@ -257,57 +266,74 @@ class Sides:
         echo: Echo,
         batches: list[dict[str, NDArray[np.uint64]]],
         gradient: NDArray[np.float32],
-        frames: Frames,
+        frames: dict[str, Frames],
         operation: str,
     ) -> None:
         self._remote, self._local, self._echo, self._batches = remote, local, echo, batches
-        self._gradient, self._frames, self._operation = {"t": gradient}, frames, operation
+        self._gradient, self._operation = {"t": gradient}, operation
         self._numbers = {id(remote): 0, id(local): 0}
-        first = b"l" if operation == "pull" else b"s"
-        rest = [np.zeros(n, np.uint8) for n in frames.request[1:]]
-        self._request = [first + bytes(frames.request[0] - 1), *(x.data for x in rest)]
+        parts = OPERATIONS[operation]
+        self.frames = [frames[part] for part in parts]
+        """Of what one turn of the operation sends."""
+        self._requests = [_bytes_of(part, frames[part]) for part in parts]
         self._pulled = {
             id(service): [service.pull(PullRequest(ids=b, create=True, distinct=True)) for b in batches]
             for service in (remote, local)
         }
 
     def satrap(self, batches: int, window: int) -> None:
-        under_way: deque[Any] = deque()
+        pulls: deque[tuple[int, Any]] = deque()
+        pushes: deque[Any] = deque()
+
+        def push(i: int, rows: Rows, *, hinted: bool) -> None:
+            if len(pushes) == window:
+                pushes.popleft().result()
+            pushes.append(self._remote.submit_push(self._push(self._remote, i, rows, hinted=hinted)))
+
+        def end_pull() -> None:
+            i, pending = pulls.popleft()
+            rows = pending.result()
+            if self._operation == "step":
+                push(i, rows, hinted=True)
+
         for i in range(batches):
-            if len(under_way) == window:
-                under_way.popleft().result()
-            if self._operation == "pull":
-                under_way.append(self._remote.submit_pull(self._pull(i)))
-            else:
-                under_way.append(self._remote.submit_push(self._push(self._remote, i)))
-        while under_way:
-            under_way.popleft().result()
+            if self._operation == "push":
+                push(i, self._pulled[id(self._remote)][i % BATCHES], hinted=False)
+                continue
+            if len(pulls) == window:
+                end_pull()
+            pulls.append((i, self._remote.submit_pull(self._pull(i))))
+        while pulls:
+            end_pull()
+        while pushes:
+            pushes.popleft().result()
 
     def echo(self, batches: int, window: int) -> None:
-        under_way = 0
+        under_way, most = 0, window * len(self._requests)
         for _ in range(batches):
-            if under_way == window:
-                self._echo.receive()
-                under_way -= 1
-            self._echo.send(self._request)
-            under_way += 1
+            for request in self._requests:
+                if under_way == most:
+                    self._echo.receive()
+                    under_way -= 1
+                self._echo.send(request)
+                under_way += 1
         for _ in range(under_way):
             self._echo.receive()
 
     def local(self, batches: int, window: int) -> None:
         for i in range(batches):
-            if self._operation == "pull":
-                self._local.pull(self._pull(i))
-            else:
-                self._local.push(self._push(self._local, i))
+            rows = self._pulled[id(self._local)][i % BATCHES]
+            if self._operation != "push":
+                rows = self._local.pull(self._pull(i))
+            if self._operation != "pull":
+                self._local.push(self._push(self._local, i, rows, hinted=self._operation == "step"))
 
     def _pull(self, i: int) -> PullRequest:
         return PullRequest(ids=self._batches[i % len(self._batches)], create=True, distinct=True)
 
-    def _push(self, service: RemoteService | LocalService, i: int) -> PushRequest:
+    def _push(self, service: RemoteService | LocalService, i: int, rows: Rows, *, hinted: bool) -> PushRequest:
         k = i % len(self._batches)
         self._numbers[id(service)] += 1
-        rows = self._pulled[id(service)][k]
         return PushRequest(
             client=0,
             epoch=time.monotonic_ns(),
@@ -315,9 +341,15 @@ class Sides:
             ids=self._batches[k],
             gradients=self._gradient,
             versions=rows.versions,
-            hints=rows.hints,
+            hints=rows.hints if hinted else None,
             distinct=True,
         )
+
+
+def _bytes_of(part: str, frames: Frames) -> list[Any]:
+    """A request of this part for the echo, which tells parts apart by the first byte."""
+    rest = [np.zeros(n, np.uint8).data for n in frames.request[1:]]
+    return [(b"l" if part == "pull" else b"s") + bytes(frames.request[0] - 1), *rest]
 
 
 def _metered(processes: list[Process], run: Callable[[], None], cpu_s: list[float]) -> Callable[[], Reading]:
@@ -374,12 +406,17 @@ def headline(results: list[dict[str, Any]]) -> dict[str, Any]:
         found = [r[key] for r in results if {**r["case"], "operation": operation, **chosen} == r["case"]]
         return min(found) if found else None
 
+    figures: dict[str, float | None] = {}
+    for transport in dict.fromkeys(r["case"]["transport"] for r in results):
+        for operation in OPERATIONS:
+            name = f"{transport}_{operation}"
+            figures[f"{name}_vs_echo"] = worst(operation, "satrap_vs_echo", transport=transport)
+            figures[f"{name}_mrows_per_s_dim_16"] = worst(
+                operation, "satrap_mrows_per_s", transport=transport, dim=16, wire="fp32"
+            )
     return {
         "headline": "wire",
-        "pull_vs_echo": worst("pull", "satrap_vs_echo"),
-        "push_vs_echo": worst("push", "satrap_vs_echo"),
-        "pull_mrows_per_s_dim_16": worst("pull", "satrap_mrows_per_s", dim=16),
-        "push_mrows_per_s_dim_16": worst("push", "satrap_mrows_per_s", dim=16),
+        **figures,
         "noisy_rounds": sum(r["noisy_rounds"] for r in results),
         "commit": describe()["commit"],
     }

@@ -15,10 +15,12 @@ import numpy as np
 import zmq
 
 from satrap.ps import LocalService, RowBlock, Server
-from satrap.ps.server import endpoint_of
+from satrap.ps.server import bind_at, endpoint_of
 from satrap.schema import RowWiseAdagrad, Table, WireFormat
 from satrap.store import keep_freed_memory
 
+TRANSPORTS = {"tcp": "tcp://127.0.0.1:*", "local": bind_at("127.0.0.1")}
+"""What is bound: TCP over loopback, and what `satrap train` uses where all processes share a machine."""
 SEED = 3
 PARTITIONS = 64
 
@@ -42,22 +44,22 @@ def fill(service: LocalService, ids: np.ndarray[Any, np.dtype[np.uint64]], dim: 
         service.import_rows("t", RowBlock(part, values, np.zeros((part.size, 1), np.float32)))
 
 
-def serve(dim: int, rows: int, threads: int) -> None:
+def serve(dim: int, rows: int, threads: int, bind: str) -> None:
     """A parameter server with `rows` rows."""
-    server = Server([table_of(dim, "fp32")], seed=SEED, partitions=PARTITIONS, threads=threads)
+    server = Server([table_of(dim, "fp32")], seed=SEED, partitions=PARTITIONS, threads=threads, bind=bind)
     fill(server.service, ids_of(rows), dim)
     with server:
         print(server.address, flush=True)
         sys.stdin.read()
 
 
-def echo(pull_bytes: list[int], push_bytes: list[int]) -> None:
+def echo(pull_bytes: list[int], push_bytes: list[int], bind: str) -> None:
     """Answers requests that begin with `l` by frames of `pull_bytes`, others by frames of `push_bytes`."""
     context: zmq.Context[zmq.Socket[bytes]] = zmq.Context(io_threads=1)
     socket = context.socket(zmq.ROUTER)
     socket.linger = 0
     socket.set_hwm(0)
-    socket.bind("tcp://127.0.0.1:*")
+    socket.bind(bind)
     answers = {True: [bytes(n) for n in pull_bytes], False: [bytes(n) for n in push_bytes]}
 
     def run() -> None:
@@ -74,6 +76,7 @@ def main(argv: list[str]) -> int:
     """Runs one of the two until its input ends."""
     parser = argparse.ArgumentParser(prog="benchmarks wire_server")
     parser.add_argument("kind", choices=("serve", "echo"))
+    parser.add_argument("--transport", choices=TRANSPORTS, default="tcp")
     parser.add_argument("--dim", type=int, default=16)
     parser.add_argument("--rows", type=int, default=0)
     parser.add_argument("--threads", type=int, default=1)
@@ -82,9 +85,9 @@ def main(argv: list[str]) -> int:
     options = parser.parse_args(argv)
     keep_freed_memory()  # the server does so itself, and the echo is to have what it has
     if options.kind == "serve":
-        serve(options.dim, options.rows, options.threads)
+        serve(options.dim, options.rows, options.threads, TRANSPORTS[options.transport])
     else:
-        echo(options.pull_bytes, options.push_bytes)
+        echo(options.pull_bytes, options.push_bytes, TRANSPORTS[options.transport])
     return 0
 
 

@@ -9,7 +9,7 @@ import argparse
 import json
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -20,7 +20,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from benchmarks.harness import Meter, Reading, peak_rss_mib
+from benchmarks.harness import Meter, Reading, peak_rss_mib, pss_mib
 
 DIM = 16
 NUMBERS = 13
@@ -131,21 +131,34 @@ class Metered:
     """Meters a stretch in the middle of a training run: tell it of every step as the step begins.
 
     The stretch goes from the beginning of one step to the beginning of another, with work before and after it, so a
-    pipeline is as full at its end as at its start and nothing read ahead comes for free.
+    pipeline is as full at its end as at its start and nothing read ahead comes for free. `others`: processes whose CPU
+    time is counted too, and told apart; `known`: processes whose time is told and does not count.
     """
 
-    def __init__(self, *, batch: int, warm_steps: int, metered_steps: int) -> None:
+    def __init__(
+        self,
+        *,
+        batch: int,
+        warm_steps: int,
+        metered_steps: int,
+        others: Sequence[int] = (),
+        known: Sequence[int] = (),
+    ) -> None:
+        self._others, self._known = others, known
         self._batch, self._first, self._last = batch, warm_steps, warm_steps + metered_steps
         self._step = 0
         self._meter: Meter | None = None
         self._starts: list[float] = []
+        self._first_at = 0.0
         self.figures: dict[str, Any] | None = None
-        """What was metered; None until the stretch is over."""
+        """What was metered, `first_batch_at` in seconds since 1970; None until the stretch is over."""
 
     def begin_step(self) -> None:
         """A step begins (or, after the last, training has ended)."""
+        if self._step == 0:
+            self._first_at = time.time()
         if self._step == self._first:
-            self._meter = Meter()
+            self._meter = Meter(self._others, self._known)
         if self._first <= self._step <= self._last:
             self._starts.append(time.perf_counter())
         if self._step == self._last and self._meter is not None:
@@ -160,9 +173,13 @@ class Metered:
             "samples_per_s": samples / reading.wall_s,
             "step_ms_median": float(np.median(seconds)) * 1e3,
             "cpu_s_per_million": reading.cpu_s / samples * 1e6,
+            **({"others_cpu_s_per_million": reading.others_s / samples * 1e6} if self._others else {}),
+            **({"known_cpu_s_per_million": reading.known_s / samples * 1e6} if self._known else {}),
             "other_cores": reading.other_cores,
             "steal_cores": reading.steal_cores,
             "peak_rss_mib": peak_rss_mib(),
+            "memory_mib": sum(map(pss_mib, (os.getpid(), *self._others))),
+            "first_batch_at": self._first_at,
         }
 
 

@@ -1,0 +1,366 @@
+"""`python -m benchmarks figures`: the pictures of the performance page, drawn anew from stored benchmark output.
+
+    python -m benchmarks train --only deep,sum > docs/figures/train.jsonl     # what it printed, as it is
+    python -m benchmarks figures                                              # docs/figures/train.svg
+
+A file holds the whole output of one run of one benchmark: its first line says which (`benchmark`) and on what machine
+and commit. Several files of one benchmark may lie side by side under names of their own. Under each picture stand the
+configuration, the machine, the commit, the date, and the hash of the lines it was drawn from; the tests hold each
+picture to the hash of its file, so none is older than its figures.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from benchmarks.harness import REPOSITORY, result_hash
+from benchmarks.modes_stats import paired
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+FOLDER = REPOSITORY / "docs" / "figures"
+OURS, OTHERS, LIMIT, SOFT = "#2364aa", "#9aa5af", "#d9691a", "#5f6b76"
+CAPTION_INCHES, CURVES_INCHES = 0.55, 3.4
+COLORS = ("#22303c", "#2364aa", "#1b9aaa", "#2a9d5c", "#e07a1f", "#c8373a", "#7b52ab", "#8c6d46")
+CLASSES = ("0-3", "4-15", "16-63", "64-255", "256+")
+"""Of heat: `satrap.ps.heat`."""
+PLAIN = "train.staleness_damping=false"
+Lines = Sequence[dict[str, Any]]
+
+
+@dataclass(frozen=True, slots=True)
+class Bar:
+    """One figure."""
+
+    name: str
+    value: float
+    color: str = OURS
+    half: float | None = None
+    """Half of its 95 % interval."""
+    limit: float | None = None
+    """What it could be at most, where that was measured."""
+
+
+@dataclass(frozen=True, slots=True)
+class Panel:
+    """Bars of one kind, below each other."""
+
+    title: str
+    bars: Sequence[Bar]
+    unit: str
+    points: bool = False
+    """Points on a line, not bars from 0: for differences."""
+
+
+@dataclass(frozen=True, slots=True)
+class Curves:
+    """Lines of one kind in one field."""
+
+    title: str
+    lines: dict[str, list[tuple[float, float]]]
+    x: str
+    y: str
+    limit: float | None = None
+    """A dashed line at the best possible."""
+    ticks: Sequence[str] = ()
+    """What stands at 0, 1, … on the x axis."""
+    log: bool = False
+    """Both axes."""
+
+
+def main(argv: list[str]) -> int:
+    """Draws a picture of every stored output; returns 1 where one cannot be drawn."""
+    parser = argparse.ArgumentParser(prog="benchmarks figures", description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--folder", type=Path, default=FOLDER, help="of the stored outputs and the pictures")
+    options = parser.parse_args(argv)
+    status = 0
+    for path in sorted(options.folder.glob("*.jsonl")):
+        try:
+            print(draw(path))
+        except ValueError as e:
+            print(f"{path}: {e}", file=sys.stderr)
+            status = 1
+    return status
+
+
+def draw(path: Path) -> Path:
+    """The picture of one stored output, beside it. Raises ValueError for what is none, naming what is missing."""
+    import matplotlib as mpl
+
+    lines = read(path)
+    name = str(lines[0]["benchmark"])
+    if name not in PANELS:
+        raise ValueError(f"there is no picture of '{name}' yet; benchmarks.figures.PANELS has {', '.join(PANELS)}")
+    panels = [p for p in PANELS[name](lines) if (p.bars if isinstance(p, Panel) else p.lines)]
+    if not panels:
+        raise ValueError(f"no line of it has figures of '{name}': was it stopped before its end?")
+    # Text stays text, and the same lines give the same file.
+    with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": "satrap", "font.size": 9}):
+        figure = _figure(panels, caption(path, lines))
+        out = path.with_suffix(".svg")
+        figure.savefig(out, format="svg", metadata={"Date": None, "Creator": None}, facecolor="#fdfdfc")
+    out.write_text("\n".join(x.rstrip() for x in out.read_text().splitlines()) + "\n")
+    return out
+
+
+def read(path: Path) -> list[dict[str, Any]]:
+    """The lines of an output. Raises ValueError where it does not begin with the line that says what it is."""
+    lines = []
+    for number, text in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+        try:
+            lines.append(json.loads(text))
+        except json.JSONDecodeError as e:
+            raise ValueError(
+                f"line {number} is not JSON ({e}); keep what the benchmark printed to standard output"
+            ) from e
+    if not lines or "benchmark" not in lines[0] or "commit" not in lines[0].get("machine", {}):
+        raise ValueError("its first line does not say benchmark and machine: it is not the whole output of a benchmark")
+    return lines
+
+
+def caption(path: Path, lines: Lines) -> str:
+    """What the figures are of. Runs that were kept from before are named by their own commits."""
+    first, machine = dict(lines[0]), dict(lines[0]["machine"])
+    settings = [f"{k} {v}" for k, v in first.items() if isinstance(v, int | float | str) and k != "benchmark"]
+    kept = sorted({str(x["commit"]) for x in lines if "case" in x and "commit" in x} - {machine["commit"]})
+    runs = f"; runs of {', '.join(kept)}" if kept else ""
+    return (
+        f"benchmarks {first['benchmark']}: {', '.join(settings)}\n"
+        f"{machine.get('cpu')}, {machine.get('cores')} cores, {machine.get('memory_gib')} GiB, "
+        f"torch {machine.get('torch')}; commit {machine['commit']}{runs}, {machine.get('date', 'no date')}, "
+        f"lines {digest(path)}"
+    )
+
+
+def digest(path: Path) -> str:
+    """Of a stored output."""
+    return result_hash([path.read_bytes()])
+
+
+def _figure(panels: Sequence[Panel | Curves], text: str) -> Figure:
+    from matplotlib.figure import Figure
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
+
+    heights = [0.9 + 0.3 * len(p.bars) if isinstance(p, Panel) else CURVES_INCHES for p in panels]
+    height = sum(heights) + CAPTION_INCHES
+    layout = ConstrainedLayoutEngine(rect=(0, CAPTION_INCHES / height, 1, 1 - CAPTION_INCHES / height))
+    figure = Figure(figsize=(7.6, height), layout=layout)
+    axes = figure.subplots(len(panels), 1, squeeze=False, height_ratios=heights)[:, 0]
+    for ax, panel in zip(axes, panels, strict=True):
+        ax.set_title(panel.title, loc="left", fontsize=10, fontweight="bold")
+        ax.spines[["top", "right"]].set_visible(False)
+        ax.set_axisbelow(True)
+        if isinstance(panel, Curves):
+            _draw_curves(ax, panel)
+            continue
+        at = range(len(panel.bars))
+        values = [b.value for b in panel.bars]
+        if panel.points:
+            ax.axvline(0.0, color=SOFT, lw=1)
+            ax.errorbar(values, at, xerr=[b.half or 0.0 for b in panel.bars], fmt="o", color=OURS, capsize=3)
+        else:
+            ax.barh(at, values, color=[b.color for b in panel.bars], height=0.65)
+            for i, bar in enumerate(panel.bars):
+                if bar.limit is not None:
+                    ax.plot([bar.limit] * 2, [i - 0.4, i + 0.4], color=LIMIT, lw=2)
+                ax.annotate(f" {_short(bar.value)}", (bar.value, i), va="center", color=SOFT, fontsize=8)
+            ax.set_xlim(0, 1.12 * max(max(values), *(b.limit or 0.0 for b in panel.bars), 1e-12))
+        ax.set_yticks(list(at), [b.name for b in panel.bars])
+        ax.set_ylim(len(panel.bars) - 0.4, -0.6)
+        ax.set_xlabel(panel.unit, color=SOFT)
+        ax.grid(axis="x", color="#e4e8ec")
+        ax.spines["left"].set_visible(False)
+    figure.text(0.01, 0.012, text, fontsize=6.5, color=SOFT)
+    return figure
+
+
+def _draw_curves(ax: Axes, panel: Curves) -> None:
+    for (name, points), color in zip(panel.lines.items(), COLORS * len(panel.lines), strict=False):
+        ax.plot([x for x, _ in points], [y for _, y in points], label=name, color=color, lw=1.5, marker=".")
+    if panel.limit is not None:
+        ax.axhline(panel.limit, color=SOFT, ls="--", lw=1, label="the best possible")
+    if panel.ticks:
+        ax.set_xticks(range(len(panel.ticks)), list(panel.ticks))
+    if panel.log:
+        ax.set(xscale="log", yscale="log")
+        ends = [f(x for points in panel.lines.values() for x, _ in points) for f in (min, max)]
+        ax.plot(ends, ends, color=SOFT, ls="--", lw=1, label="in proportion")
+    ax.set_xlabel(panel.x, color=SOFT)
+    ax.set_ylabel(panel.y, color=SOFT)
+    ax.grid(color="#e4e8ec")
+    ax.legend(frameon=False, fontsize=8)
+
+
+def _short(x: float) -> str:
+    return f"{x:,.0f}" if abs(x) >= 1000 else f"{x:.3g}"
+
+
+def _train(lines: Lines) -> Iterable[Panel]:
+    sides = [x for x in lines if "median_of" in x and "side" in x]
+    for group in dict.fromkeys(x["group"] for x in sides):
+        own = [x for x in sides if x["group"] == group]
+        for key, unit in (("samples_per_s", "samples/s"), ("cpu_s_per_million", "CPU seconds per million samples")):
+            bars = [Bar(x["side"], x[key], OURS if "satrap" in x["side"] else OTHERS) for x in own if key in x]
+            yield Panel(f"{group}: {unit}", bars, unit)
+
+
+def _servers(lines: Lines) -> Iterable[Panel]:
+    ways = [x for x in lines if "median_of" in x and "way" in x]
+    for group in dict.fromkeys(x["group"] for x in ways):
+        for key, unit in (("samples_per_s", "samples/s"), ("cpu_s_per_million", "CPU seconds per million samples")):
+            bars = [Bar(x["way"], x[key]) for x in ways if x["group"] == group and key in x]
+            yield Panel(f"{group}: {unit}", bars, unit)
+
+
+def _wire(lines: Lines) -> Iterable[Panel]:
+    cases = [x for x in lines if "satrap_vs_echo" in x]
+    for operation in dict.fromkeys(x["case"]["operation"] for x in cases):
+        bars = []
+        for x in cases:
+            c = x["case"]
+            if c["operation"] == operation:
+                name = f"{c['rows']:,} rows, dim {c['dim']}, {c['wire']}"
+                bars.append(Bar(name, x["satrap_vs_echo"], limit=x.get("bound_vs_echo")))
+        yield Panel(f"{operation}: rate against an echo of the same bytes (line: bound)", bars, "of the echo's rate")
+
+
+def _store(lines: Lines) -> Iterable[Panel]:
+    cases = [x for x in lines if "case" in x and "lookup" in x]
+    for key, of, title in (
+        ("lookup", "satrap_vs_raw", "lookup against a raw gather"),
+        ("update", "satrap_hinted_vs_raw", "update, as in training, against a raw read-modify-write"),
+    ):
+        bars = []
+        for x in cases:
+            c = x["case"]
+            if of in x.get(key, {}):
+                bars.append(Bar(f"dim {c['dim']}, {c['format']}, {c['threads']} threads", x[key][of]))
+        yield Panel(title, bars, "of the raw rate")
+
+
+def _pooling(lines: Lines) -> Iterable[Panel]:
+    cases = [x for x in lines if "case" in x and "way" in x["case"]]
+    for key, unit in (
+        ("bytes_per_sample", "bytes per sample at the worker"),
+        ("worker_cpu_s_per_million", "CPU seconds of the worker per million samples"),
+    ):
+        bars = []
+        for x in cases:
+            c = x["case"]
+            color = OURS if c["way"] == "pooled" else OTHERS
+            if key in x:
+                bars.append(Bar(f"{c['values']} ids a feature, {c['wire']}, {c['way']}", x[key], color))
+        yield Panel(unit, bars, unit)
+
+
+def _peers(lines: Lines) -> Iterable[Panel]:
+    sides = [x for x in lines if "median_of" in x and "side" in x]
+    for key, unit in (
+        ("samples_per_s", "samples/s"),
+        ("cpu_s_per_million", "CPU seconds per million samples, all processes"),
+        ("memory_mib", "MiB, all processes, the peers' rows in memory included"),
+        ("first_batch_s", "seconds from the command to the first step"),
+    ):
+        bars = [
+            Bar(f"{x['side']}, {x['precision']}", x[key], OURS if x["system"] == "satrap" else OTHERS)
+            for x in sides
+            if key in x
+        ]
+        yield Panel(unit, bars, unit)
+    lines_of = {x["system"]: x["lines"] for x in sides}
+    yield Panel(
+        "lines of user code", [Bar(s, n, OURS if s == "satrap" else OTHERS) for s, n in lines_of.items()], "lines"
+    )
+
+
+def _modes(lines: Lines) -> Iterable[Panel | Curves]:
+    """AUC against samples; paired differences of the test AUC from synchronous training; staleness by heat; theory."""
+    cases = [(dict(x["case"]), x) for x in lines if "case" in x and "test_auc" in x]
+    sets = list(dict.fromkeys(_what(c) for c, _ in cases))
+    for same in sets:
+        own = [(c, x) for c, x in cases if _what(c) == same]
+        yield Curves(
+            f"{same}: AUC of samples not yet seen", _early(own), "million samples", "AUC", lines[0].get("bayes_auc")
+        )
+    for same in sets:
+        yield _differences(same, [(c, x) for c, x in cases if _what(c) == same])
+    hot: dict[str, dict[str, list[tuple[float, float]]]] = {}
+    for x in lines:
+        if "side" in x and x.get("staleness_by_heat") and x["side"]["staleness"]:
+            c = dict(x["side"])
+            points = [(float(CLASSES.index(k)), v) for k, v in x["staleness_by_heat"].items()]
+            hot.setdefault(_what(c), {})[_side(c)] = points
+    for same, curves in hot.items():
+        title = f"{same}: staleness by how often a row was updated before"
+        yield Curves(title, curves, "updates before", "updates between pull and push", ticks=CLASSES)
+    theory: dict[str, list[tuple[float, float]]] = {}
+    for x in lines:
+        if "theory" in x:
+            alpha = x["theory"]["alpha"]
+            theory.setdefault(f"frequency {alpha}", []).append((x["tau_alpha"], x["extra_regret"]))
+    title = "regret above synchronous training"
+    yield Curves(title, theory, "staleness times highest frequency", "regret", log=True)
+
+
+def _what(c: dict[str, Any]) -> str:
+    return f"{c['data']}" + (f", batch {c['batch']}" if c.get("batch") else "")
+
+
+def _side(c: dict[str, Any]) -> str:
+    mode = "asynchronous" if c["dense_mode"] == "async" else "hybrid" if c["staleness"] else "synchronous"
+    said = f"{mode} {c['staleness']}" if c["staleness"] else mode
+    said += "" if c["workers"] == 1 else f", {c['workers']} workers"
+    said += "" if c.get("wire", "fp32") == "fp32" else f", {c['wire']} on the wire"
+    return said + (", plain" if PLAIN in c.get("overrides", ()) else "")
+
+
+def _early(own: Sequence[tuple[dict[str, Any], dict[str, Any]]]) -> dict[str, list[tuple[float, float]]]:
+    """Side → (million samples, mean AUC over its seeds)."""
+    curves: dict[str, list[list[tuple[int, float]]]] = {}
+    for c, x in own:
+        if x.get("progressive"):
+            curves.setdefault(_side(c), []).append(x["progressive"])
+    return {
+        side: [(points[0][0] / 1e6, statistics.fmean(p[1] for p in points)) for points in zip(*runs, strict=False)]
+        for side, runs in curves.items()
+    }
+
+
+def _differences(same: str, own: Sequence[tuple[dict[str, Any], dict[str, Any]]]) -> Panel:
+    sides: dict[tuple[int, str], dict[int, float]] = {}
+    for c, x in own:
+        sides.setdefault((c["workers"], _side(c)), {})[int(c["seed"])] = float(x["test_auc"])
+    bars = []
+    synchronous = {workers: auc for (workers, side), auc in sides.items() if side.startswith("synchronous")}
+    for (workers, side), auc in sides.items():
+        base = synchronous.get(workers) or next(iter(synchronous.values()), {})
+        interval = None if side.startswith("synchronous") else paired(auc, base)
+        if interval is not None:
+            bars.append(Bar(f"{side} ({interval.n} seeds)", interval.mean, half=interval.half))
+    title = f"{same}: test AUC less that of synchronous training, 95 % interval"
+    return Panel(title, bars, "difference", points=True)
+
+
+PANELS: dict[str, Callable[[Lines], Iterable[Panel | Curves]]] = {
+    "train": _train,
+    "train on servers": _servers,
+    "wire": _wire,
+    "store": _store,
+    "pooling": _pooling,
+    "modes": _modes,
+    "peers": _peers,
+}
+"""Benchmark, as its first line calls it → its panels. Whoever writes a benchmark adds its picture here."""
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
