@@ -55,6 +55,10 @@ struct PyTicket {
 using FeatureTuple = std::tuple<uint32_t, Ids, std::optional<In<int64_t, nb::ndim<1>>>,
                                 std::optional<In<float, nb::ndim<1>>>, int, uint32_t, size_t, uint32_t>;
 
+// Ids, values, state, marks.
+using Block = std::tuple<Ids, In<uint8_t, nb::ndim<2>>, In<float, nb::ndim<2>>,
+                         std::optional<In<uint8_t, nb::ndim<2>>>>;
+
 }  // namespace
 
 NB_MODULE(_native, m) {
@@ -423,23 +427,24 @@ NB_MODULE(_native, m) {
              return nb::make_tuple(owned(std::move(found), {n}), owned(std::move(values), {n, value_bytes}),
                                    owned(std::move(state), {n, words}));
            })
-      .def("import_rows",
-           [](Store& s, uint32_t index, const Ids& ids, const In<uint8_t, nb::ndim<2>>& values,
-              const In<float, nb::ndim<2>>& state, const std::optional<In<uint8_t, nb::ndim<2>>>& marks) {
-             need(index < s.tables(), "no such table");
-             const Table& t = s.table(index);
-             const RowLayout& l = t.layout();
-             const size_t value_bytes = stored_bytes(t.spec().format, l.dim), n = ids.shape(0);
-             const uint32_t words = exported_words(t.spec());
-             need(values.shape(0) == n && values.shape(1) == value_bytes,
-                  "values must be [ids, bytes of a row's values]");
-             need(state.shape(0) == n && state.shape(1) == words, "state must be [ids, words of state]");
-             need(!marks || (marks->shape(0) == n && marks->shape(1) == t.exported_marks()),
-                  "marks must be [ids, marks]");
-             nb::gil_scoped_release release;
-             s.import_rows(index, ids.data(), n, values.data(), value_bytes, state.data(),
-                           marks ? marks->data() : nullptr);
-           });
+      .def("import_rows", [](Store& s, uint32_t index, const std::vector<Block>& blocks) {
+        need(index < s.tables(), "no such table");
+        const Table& t = s.table(index);
+        const size_t value_bytes = stored_bytes(t.spec().format, t.layout().dim);
+        const uint32_t words = exported_words(t.spec());
+        std::vector<RowArrays> rows;
+        for (const auto& [ids, values, state, marks] : blocks) {
+          const size_t n = ids.shape(0);
+          need(values.shape(0) == n && values.shape(1) == value_bytes,
+               "values must be [ids, bytes of a row's values]");
+          need(state.shape(0) == n && state.shape(1) == words, "state must be [ids, words of state]");
+          need(!marks || (marks->shape(0) == n && marks->shape(1) == t.exported_marks()),
+               "marks must be [ids, marks]");
+          rows.push_back({ids.data(), n, values.data(), state.data(), marks ? marks->data() : nullptr});
+        }
+        nb::gil_scoped_release release;
+        s.import_rows(index, rows);
+      });
 
   m.def("has_duplicates", [](const Ids& ids) {
     nb::gil_scoped_release release;

@@ -430,44 +430,41 @@ void Store::prefetch(uint32_t index, const uint64_t* ids, size_t n) const {
   }
 }
 
-// Ends of the runs of ids in one partition each; one run of all where a partition comes twice.
-static std::vector<size_t> partition_runs(const Table& table, const uint64_t* ids, size_t n) {
-  std::vector<size_t> ends;
-  std::vector<bool> seen(table.partitions());
-  uint32_t last = table.partitions();
-  for (size_t i = 0; i < n; ++i) {
-    const uint32_t part = table.partition_of(ids[i]);
-    if (part == last) continue;
-    if (seen[part]) return {n};
-    seen[part] = true;
-    last = part;
-    if (i > 0) ends.push_back(i);
-  }
-  if (n > 0) ends.push_back(n);
-  return ends;
-}
-
-void Store::import_rows(uint32_t index, const uint64_t* ids, size_t n, const uint8_t* values,
-                        size_t value_bytes, const float* state, const uint8_t* marks) {
+void Store::import_rows(uint32_t index, const std::vector<RowArrays>& blocks) {
   Table& table = *tables_[index];
-  const uint32_t words = exported_words(table.spec());
-  const size_t row_marks = table.exported_marks();
+  struct Run {
+    uint32_t part;
+    RowsOfPartition rows;
+  };
+  std::vector<Run> runs;
+  std::vector<bool> seen(table.partitions());
+  bool apart = false;  // rows of one partition do not all lie one behind the other
+  for (size_t k = 0; k < blocks.size() && !apart; ++k)
+    for (size_t i = 0; i < blocks[k].n && !apart; ++i) {
+      const uint32_t part = table.partition_of(blocks[k].ids[i]);
+      if (i == 0 || runs.back().part != part) {
+        apart = seen[part];
+        seen[part] = true;
+        runs.push_back({part, {&blocks[k], i, 0}});
+      }
+      ++runs.back().rows.n;
+    }
   std::unique_lock lock(table.mutex());
   if (table.bounded()) table.begin_removals();
-  const std::vector<size_t> ends = partition_runs(table, ids, n);
-  pool_.run(ends.size(), [&](size_t run) {
-    for (size_t i = run == 0 ? 0 : ends[run - 1]; i < ends[run]; ++i) {
-      const uint32_t part = table.partition_of(ids[i]);
-      if (table.bounded() && !table.find(ids[i])) {
-        if (table.cold() != nullptr) table.erase_cold(ids[i]);
-        table.make_room(part);
-      }
-      bool inserted;
-      const Row row = table.find_or_insert(ids[i], &inserted);
-      import_row(table.spec(), values + i * value_bytes, state + i * words, row);
-      if (marks != nullptr && row_marks != 0) table.import_marks(part, row, marks + i * row_marks);
-    }
-  });
+  if (!apart) {
+    pool_.run(runs.size(), [&](size_t r) { table.import_rows(runs[r].part, runs[r].rows); });
+    return;
+  }
+  for (const RowArrays& b : blocks) {
+    const auto [at, order] = ByPartition(table, b.ids, b.n, [](size_t) { return true; });
+    const size_t tasks = b.n < 1024 ? 1 : table.partitions();
+    pool_.run(tasks, [&](size_t task) {
+      const size_t last = tasks == 1 ? table.partitions() : task + 1;
+      for (size_t p = task; p < last; ++p)
+        if (at[p] != at[p + 1])
+          table.import_rows(static_cast<uint32_t>(p), {&b, 0, at[p + 1] - at[p], order.data() + at[p]});
+    });
+  }
 }
 
 }  // namespace satrap

@@ -59,11 +59,10 @@ class Store {
   void pull(const std::vector<PullItem>& items, bool create);
   // `step`: which one it is; the time that rows which expire by steps go by.
   PushResult push(const std::vector<PushItem>& items, float lr_factor, uint64_t step = 0);
-  // Adds or replaces n rows, whole: values [n, value_bytes] as stored, state [n, K], and `marks` [n, marks]
-  // as exported, or null. Their versions start at 0 or are in their state. Where a partition is full, others
-  // go. Where the ids lie one partition behind the other, several partitions are filled at once.
-  void import_rows(uint32_t table, const uint64_t* ids, size_t n, const uint8_t* values, size_t value_bytes,
-                   const float* state, const uint8_t* marks);
+  // Adds or replaces rows, whole, one block after another. Their versions start at 0 or are in their state.
+  // Where a partition is full, others go. Several partitions are filled at once; fewer than 2^32 rows a
+  // block.
+  void import_rows(uint32_t table, const std::vector<RowArrays>& blocks);
   // Makes rows of those of n ids (fewer than 2^32) that have none, from the initializer, and hands nothing
   // back; returns how many. Where a partition is full, others go; nobody's sightings are asked for. What it
   // throws leaves the rows that were made until then.

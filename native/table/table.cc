@@ -113,17 +113,37 @@ void Table::publish(uint32_t partition) {
   v.rows = p.next_row;
 }
 
-// Makes room for a row of this number. A list that could only grow in part has still moved: readers must see
-// where it is now.
-void Table::reserve_row(uint32_t partition, uint32_t number) {
-  Partition& p = parts_[partition];
+void Table::make_way(uint32_t part, uint64_t rows) {
+  Partition& p = parts_[part];
+  uint64_t chunks = p.chunks;
+  while (p.count + rows > index_limit(chunks))
+    chunks += std::max<uint64_t>(1, chunks / (chunks < kSmallIndex ? 2 : 8));
+  if (chunks > p.chunks) {
+    const uint64_t most = p.count < share(part) ? chunks_most(part) : chunks;
+    grow_index(part, std::max(p.chunks + 1, static_cast<uint32_t>(std::min(chunks, most))));
+  }
+  const uint64_t numbers = p.next_row + rows - std::min<uint64_t>(rows, p.free_rows.size());
+  if (numbers > kMaxRows) throw std::length_error("a partition is full (2^32 rows); use more partitions");
+  // A list that could only grow in part has still moved: readers must see where it is now.
   try {
-    p.value_list.reserve(size_t{number} + 1);
-    if (!layout_.together) p.side_list.reserve(size_t{number} / layout_.group + 1);
+    p.value_list.reserve(numbers);
+    if (!layout_.together) p.side_list.reserve((numbers + layout_.group - 1) / layout_.group);
   } catch (...) {
-    publish(partition);
+    publish(part);
     throw;
   }
+}
+
+uint32_t Table::enter(uint32_t part, uint64_t h) {
+  Partition& p = parts_[part];
+  const uint32_t number = p.free_rows.empty() ? p.next_row : p.free_rows.back();
+  link(p.chunk_list, p.chunks, p.stash, h, number);
+  if (p.free_rows.empty())
+    ++p.next_row;
+  else
+    p.free_rows.pop_back();
+  ++p.count;
+  return number;
 }
 
 void Table::prefetch(uint64_t id) const {
@@ -166,26 +186,8 @@ Row Table::find_or_insert(uint64_t id, bool* inserted, uint32_t* number_out) {
   uint32_t number = find_number(views_[part], partition_bits_, h);
   *inserted = number == kNoRow;
   if (*inserted) {
-    Partition& p = parts_[part];
-    if (p.count >= index_limit(p.chunks)) {
-      const uint32_t grown = p.chunks + std::max(1u, p.chunks / (p.chunks < kSmallIndex ? 2 : 8));
-      const uint32_t most = p.count < share(part) ? chunks_most(part) : grown;
-      grow_index(part, std::max(p.chunks + 1, std::min(grown, most)));
-    }
-    if (p.free_rows.empty()) {
-      if (p.next_row >= kMaxRows)
-        throw std::length_error("a partition is full (2^32 rows); use more partitions");
-      reserve_row(part, p.next_row);
-      number = p.next_row;
-    } else {
-      number = p.free_rows.back();
-    }
-    link(p.chunk_list, p.chunks, p.stash, h, number);
-    if (p.free_rows.empty())
-      ++p.next_row;
-    else
-      p.free_rows.pop_back();
-    ++p.count;
+    make_way(part, 1);
+    number = enter(part, h);
     publish(part);
   }
   if (number_out != nullptr) *number_out = number;
@@ -198,17 +200,18 @@ Row Table::find_or_insert(uint64_t id, bool* inserted, uint32_t* number_out) {
 }
 
 void Table::reserve_rows(uint64_t rows, const std::vector<bool>* wanted) {
+  for (uint32_t p = 0; p < partitions(); ++p)
+    if (wanted == nullptr || (*wanted)[p]) reserve_index(p, rows / parts_.size());
+}
+
+void Table::reserve_index(uint32_t partition, uint64_t rows) {
   // Partitions hold about the same share; two in a hundred more leaves room for chance, and growth for the
   // rest.
-  const uint64_t share = rows / parts_.size() + rows / parts_.size() / 50 + 16;
-  const uint64_t chunks = chunks_for(share);
+  const uint64_t chunks = chunks_for(rows + rows / 50 + 16);
   if (chunks > kMaxRows / Chunk::kSlots)
     throw std::length_error("a partition would be full (2^32 rows); use more partitions");
-  for (uint32_t p = 0; p < partitions(); ++p) {
-    const uint64_t most = std::min<uint64_t>(chunks, chunks_most(p));
-    if (most > parts_[p].chunks && (wanted == nullptr || (*wanted)[p]))
-      grow_index(p, static_cast<uint32_t>(most));
-  }
+  const uint64_t most = std::min<uint64_t>(chunks, chunks_most(partition));
+  if (most > parts_[partition].chunks) grow_index(partition, static_cast<uint32_t>(most));
 }
 
 void Table::link(BlockList& chunk_list, uint32_t chunks, Stash& stash, uint64_t h, uint32_t number) const {
@@ -808,14 +811,6 @@ void export_row(const TableSpec& spec, const Row& row, uint8_t* values, float* s
   std::memcpy(values, row.values, stored_bytes(spec.format, spec.dim));
   if (floats != 0) std::memcpy(state, row.state, size_t{4} * floats);
   if (exported_words(spec) != floats) state[floats] = std::bit_cast<float>(uint32_t{*row.version});
-}
-
-void import_row(const TableSpec& spec, const uint8_t* values, const float* state, const Row& row) {
-  const uint32_t floats = state_floats(spec.optimizer, spec.dim);
-  std::memcpy(row.values, values, stored_bytes(spec.format, spec.dim));
-  if (floats != 0) std::memcpy(row.state, state, size_t{4} * floats);
-  *row.version =
-      exported_words(spec) == floats ? 0 : static_cast<uint8_t>(std::bit_cast<uint32_t>(state[floats]));
 }
 
 }  // namespace satrap

@@ -20,6 +20,28 @@ struct TableSize {
   uint64_t rows = 0, value_bytes = 0, state_bytes = 0, overhead_bytes = 0;
 };
 
+// Rows of a table as they are exported and imported: values [n, stored bytes], state [n, exported words],
+// marks [n, exported marks] or null: they count as just made.
+struct RowArrays {
+  const uint64_t* ids;
+  size_t n;
+  const uint8_t* values;
+  const float* state;
+  const uint8_t* marks = nullptr;
+};
+
+// Those of them that are of one partition: n at the positions `order` names, or one behind the other from
+// `begin` on.
+struct RowsOfPartition {
+  const RowArrays* of;
+  size_t begin, n;
+  const uint32_t* order = nullptr;
+  size_t at(size_t i) const { return order == nullptr ? begin + i : order[i]; }
+  RowsOfPartition from(size_t i, size_t count) const {
+    return {of, begin + i, count, order == nullptr ? nullptr : order + i};
+  }
+};
+
 // Rows by 64-bit id. Not thread-safe by itself: hold `mutex()` shared to read, exclusive to change anything.
 // Row memory never moves while a block is full-size, but callers must not keep a Row beyond their lock. Every
 // method that can run out of memory throws std::bad_alloc and leaves the table as it was.
@@ -39,6 +61,10 @@ class Table {
   // The same with the values and state of a new row left as they are, for the caller to fill; its version is
   // 0.
   Row find_or_insert(uint64_t id, bool* inserted, uint32_t* number = nullptr);
+  // Adds or replaces rows of a partition, whole; where it is full, others go. Different partitions may be
+  // used from different threads at once. Of a bounded table: call `begin_removals` once before. What it
+  // throws leaves the rows that were imported until then.
+  void import_rows(uint32_t partition, const RowsOfPartition& rows);
   // Makes the index large enough for this many rows in all. Rows that come in the order of the mixed id need
   // it: they would crowd a growing index at its one end, and most of them lie in the stash until it has
   // grown. `wanted`: only the partitions for which it is true, the share of each as if all were there.
@@ -134,7 +160,15 @@ class Table {
   };
 
   void publish(uint32_t partition);
-  void reserve_row(uint32_t partition, uint32_t number);
+  // An index for so many rows of this partition.
+  void reserve_index(uint32_t partition, uint64_t rows);
+  // For so many new rows: in the index, and beside them.
+  void make_way(uint32_t partition, uint64_t rows);
+  // The number of a new row of mixed id h, for which there is room. Readers see it once it is published.
+  uint32_t enter(uint32_t partition, uint64_t h);
+  void import_few(uint32_t partition, const RowsOfPartition& rows);
+  void import_one(uint32_t partition, const RowsOfPartition& row);
+  void write_rows(uint32_t partition, const RowsOfPartition& rows, const uint32_t* numbers);
   // Calls visit(h, row number) for every row of a partition that is wanted, by its number and the lower half
   // of h, nearly in the order of h.
   template <typename Wanted, typename Visit>
@@ -184,8 +218,7 @@ class Table {
 };
 
 // A row as it is exported: its values as stored, and its state in words of 32 bits, the version behind it
-// where updates draw random bits from it. Without one, an imported row begins at version 0.
+// where updates draw random bits from it. Without one, a row that is imported begins at version 0.
 void export_row(const TableSpec& spec, const Row& row, uint8_t* values, float* state);
-void import_row(const TableSpec& spec, const uint8_t* values, const float* state, const Row& row);
 
 }  // namespace satrap

@@ -262,7 +262,7 @@ struct Pair {
       CHECK(other->table(0).import_bound(p, state.data(), state.size()));
       std::vector<uint8_t> bytes(values.size() * 4);
       if (!bytes.empty()) std::memcpy(bytes.data(), values.data(), bytes.size());
-      other->import_rows(0, ids.data(), ids.size(), bytes.data(), 4 * spec.dim, nullptr, marks.data());
+      other->import_rows(0, {{ids.data(), ids.size(), bytes.data(), nullptr, marks.data()}});
     }
     store = std::move(other);
     for (Buffers& b : under_way) std::fill(b.hints.begin(), b.hints.end(), kNoRow);

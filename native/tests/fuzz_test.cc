@@ -82,9 +82,8 @@ TEST(any_rows_of_a_file_can_be_imported_trained_and_exported) {
       const auto s = any_bytes(random, 4 * words);
       std::vector<float> state(words);
       if (words != 0) std::memcpy(state.data(), s.get(), 4 * words);
-      bool inserted;
-      const Row row = store.table(0).find_or_insert(id, &inserted);
-      import_row(spec, reinterpret_cast<const uint8_t*>(v.get()), state.data(), row);
+      store.import_rows(0, {{&id, 1, reinterpret_cast<const uint8_t*>(v.get()), state.data()}});
+      const Row row = store.table(0).find(id);
       std::vector<uint8_t> back(values);
       std::vector<float> state_back(words);
       export_row(spec, row, back.data(), state_back.data());

@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from memory_rows import random_block
 
-from satrap.durable.rows import BLOCK_BYTES, RowReader, RowWriter, Section, Source, checksum
+from satrap.durable.rows import BLOCK_BYTES, RowReader, RowWriter, Scratch, Section, Source, checksum
 from satrap.errors import CheckpointError
 from satrap.ps.protocol import RowBlock
 from satrap.schema import SGD, Adagrad, Adam, Capacity, Optimizer, RowWiseAdagrad, Table, ValueFormat
@@ -100,6 +100,22 @@ def test_any_tables_come_back_to_the_bit_with_any_block_size(
         assert (section.name, section.dim, section.format) == (table.name, table.dim, table.format)
         for a, b in ((block.ids, copy.ids), (block.values, copy.values), (block.state, copy.state)):
             assert (a.dtype, a.shape, a.tobytes()) == (b.dtype, b.shape, b.tobytes())
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.lists(parts(), min_size=2, max_size=4))
+def test_files_read_into_one_memory_one_after_another_come_back_to_the_bit(
+    files: list[list[tuple[Table, RowBlock]]],
+) -> None:
+    scratch = Scratch()
+    for parts in files:
+        data = written(parts, 128)
+        reader = RowReader(Source(io.BytesIO(data), "rows-00003.satrap", len(data)), scratch)
+        back = [block for _, block in reader.sections()]
+        for (_, block), copy in zip(parts, back, strict=True):
+            assert copy is not None
+            for a, b in ((block.ids, copy.ids), (block.values, copy.values), (block.state, copy.state)):
+                assert (a.dtype, a.shape, a.tobytes()) == (b.dtype, b.shape, b.tobytes())
 
 
 @pytest.mark.parametrize("rows", [0, 3, 40])

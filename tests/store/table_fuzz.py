@@ -81,9 +81,8 @@ class Model:
             values = np.frombuffer(b"".join(self.rows[i][0] for i in ids), np.uint8)
             state = np.frombuffer(b"".join(self.rows[i][1] for i in ids), np.float32)
             stored = values.copy().reshape(len(ids), spec.value_bytes)
-            store._native.import_rows(
-                0, np.array(ids, np.uint64), stored, state.copy().reshape(len(ids), spec.state_words), None
-            )
+            state = state.copy().reshape(len(ids), spec.state_words)
+            store._native.import_rows(0, [(np.array(ids, np.uint64), stored, state, None)])
         return store
 
     def take(self, store: Store, ids: list[int]) -> None:

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import threading
+
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
+from satrap.ps.noting import NotingStore
 from satrap.schema import Adam, Table, ValueFormat
 from satrap.store import Store
 
@@ -47,3 +51,34 @@ def test_partitions_filled_at_once_are_what_they_are_one_by_one(form: ValueForma
     for p in range(PARTITIONS):
         for have, want in zip(again.export_rows("t", p), s.export_rows("t", p), strict=True):
             np.testing.assert_array_equal(have, want)
+
+
+@pytest.mark.parametrize("order", ["by partition", "a partition in two blocks"])
+def test_blocks_imported_in_one_call_are_what_they_are_one_after_another(order: str) -> None:
+    s = filled(ValueFormat.FP32)
+    blocks = [s.export_rows("t", p)[:3] for p in range(PARTITIONS)]
+    if order == "a partition in two blocks":
+        # Of an id in both the last one counts.
+        again = [(ids, values + 1, state) for ids, values, state in (tuple(x[:20].copy() for x in b) for b in blocks)]
+        blocks += again  # type: ignore[arg-type]
+    one, many = store(ValueFormat.FP32), store(ValueFormat.FP32, threads=4)
+    for block in blocks:
+        one.import_rows("t", *block)
+    many.import_many("t", [(*block, None) for block in blocks])
+    for p in range(PARTITIONS):
+        for have, want in zip(many.export_rows("t", p), one.export_rows("t", p), strict=True):
+            np.testing.assert_array_equal(have, want)
+
+
+def test_watchers_are_told_of_every_block_of_an_import() -> None:
+    # What changes while a snapshot is taken would be missing in it.
+    s, told = filled(ValueFormat.FP32), []
+
+    class Watcher:
+        def add(self, table: str, ids: NDArray[np.uint64]) -> None:
+            told.append((table, ids.tolist()))
+
+    noting = NotingStore(store(ValueFormat.FP32), [Watcher()], threading.Condition())
+    blocks = [s.export_rows("t", p)[:3] for p in range(2)]
+    noting.import_many("t", [(*block, None) for block in blocks])
+    assert told == [("t", block[0].tolist()) for block in blocks]

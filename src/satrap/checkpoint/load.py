@@ -21,8 +21,9 @@ from satrap.checkpoint.places import located, reading
 from satrap.checkpoint.save import default_threads, parallel
 from satrap.data.batch import Position
 from satrap.durable.files import LOCAL, Files, read_file
-from satrap.durable.rows import ADVICE, RowReader, Section, Source, kind_of
+from satrap.durable.rows import ADVICE, RowReader, Scratch, Section, Source, kind_of
 from satrap.errors import CheckpointError, JobError, StoreError
+from satrap.ps.local import LocalService
 from satrap.ps.protocol import RowBlock, RowStorage
 from satrap.schema import Adam, AdamW, Job, Table, job_from_dict
 from satrap.store import converter, state_words
@@ -83,12 +84,13 @@ class Loaded:
 
         threads = threads or default_threads()
         if any(s.rows for s in service.stats().values()):
-            _each_file(self, threads, lambda section, block: None)
+            _each_file(self, threads, lambda section, block: None, kept=False)
         service.clear()
         try:
             for table in self.manifest.tables:
                 service.reserve_rows(table.spec.name, table.rows)
-            _each_file(self, threads, take)
+            # What goes to servers may be on its way still when it has been taken.
+            _each_file(self, threads, take, kept=not isinstance(service, LocalService))
             stats = service.stats()
             for table in self.manifest.tables:
                 have = stats[table.spec.name].rows
@@ -139,7 +141,7 @@ def verify(path: str | Path, *, threads: int | None = None, files: Files | None 
     """Reads every byte of a checkpoint and compares every checksum. Raises CheckpointError at the first damage, naming
     file and, in row files, offset."""
     loaded = load(path, files=files)
-    _each_file(loaded, threads or default_threads(), lambda section, block: None)
+    _each_file(loaded, threads or default_threads(), lambda section, block: None, kept=False)
     return loaded.manifest
 
 
@@ -229,8 +231,11 @@ def _verified(directory: Path, name: str, entry: FileEntry, files: Files) -> byt
 
 
 @contextmanager
-def open_rows(directory: Path, name: str, content: Manifest, files: Files, *, whole: bool) -> Iterator[RowReader]:
-    """Reads one row file; when the block ends and it is read `whole`, its SHA-256 must match."""
+def open_rows(
+    directory: Path, name: str, content: Manifest, files: Files, *, whole: bool, scratch: Scratch | None = None
+) -> Iterator[RowReader]:
+    """Reads one row file; when the block ends and it is read `whole`, its SHA-256 must match. `scratch`: see
+    `RowReader`."""
     path, entry = directory / name, content.files[name]
     sha = hashlib.sha256()
     try:
@@ -238,7 +243,7 @@ def open_rows(directory: Path, name: str, content: Manifest, files: Files, *, wh
     except OSError as e:
         raise CheckpointError(f"cannot read {path}: {e.strerror}") from e
     try:
-        reader = RowReader(Source(file, str(path), entry.bytes, sha.update if whole else None))
+        reader = RowReader(Source(file, str(path), entry.bytes, sha.update if whole else None), scratch)
         if (reader.partition, reader.partitions) != (entry.partition, content.partitions):
             raise CheckpointError(
                 f"{path}: holds partition {reader.partition} of {reader.partitions}, the manifest says "
@@ -273,15 +278,19 @@ def row_files(content: Manifest) -> list[str]:
     return sorted((n for n, e in files.items() if e.kind == "rows"), key=lambda n: files[n].partition or 0)
 
 
-def _each_file(loaded: Loaded, threads: int, take: Callable[[Section, RowBlock], None]) -> None:
-    """Verifies every row file, handing out its blocks, and compares the rows of each table with the manifest."""
+def _each_file(loaded: Loaded, threads: int, take: Callable[[Section, RowBlock], None], *, kept: bool) -> None:
+    """Verifies every row file, handing out its blocks, and compares the rows of each table with the manifest. Blocks
+    that are not `kept` are overwritten by later ones."""
     names = row_files(loaded.manifest)
     rows: Counter[str] = Counter()
     lock = threading.Lock()
 
+    idle: list[Scratch] = []
+
     def one(number: int) -> None:
         name = names[number]
-        with open_rows(loaded.path, name, loaded.manifest, loaded.files, whole=True) as reader:
+        scratch = None if kept else idle.pop() if idle else Scratch()
+        with open_rows(loaded.path, name, loaded.manifest, loaded.files, whole=True, scratch=scratch) as reader:
             try:
                 for section, block in reader.sections(expect(loaded.manifest)):
                     assert block is not None
@@ -292,6 +301,8 @@ def _each_file(loaded: Loaded, threads: int, take: Callable[[Section, RowBlock],
                 if str(loaded.path) in str(e):
                     raise
                 raise CheckpointError(f"{loaded.path / name}: {e}") from e
+        if scratch is not None:
+            idle.append(scratch)
 
     parallel(one, list(range(len(names))), threads)
     for table in loaded.manifest.tables:

@@ -85,6 +85,10 @@ class ObjectFiles:
         """Reads by ranges, so that one that fails can be asked for again."""
         return _Reader(self, self._fs, self._key(path), path, self.size(path))
 
+    def open_once(self, path: Path) -> Readable:
+        """As `open`: nothing is kept of what was read."""
+        return self.open(path)
+
     def create(self, path: Path) -> Writable:
         """An object that is there from `sync` on."""
         return _Writer(self, self._fs, self._key(path), path)

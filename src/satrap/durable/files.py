@@ -8,11 +8,15 @@ written last, is what publishes.
 from __future__ import annotations
 
 import errno
+import io
 import os
 import secrets
 from contextlib import suppress
 from pathlib import Path
 from typing import Protocol
+
+PASSED_BYTES = 4 << 20
+"""Read of a file that is read once, before its memory is given back."""
 
 
 class Writable(Protocol):
@@ -56,6 +60,9 @@ class Files(Protocol):
     def open(self, path: Path) -> Readable:
         """Opens a file for reading."""
 
+    def open_once(self, path: Path) -> Readable:
+        """Opens a file that is read front to back and then not again: no memory is kept for it."""
+
     def create(self, path: Path) -> Writable:
         """Makes a file that must not exist yet."""
 
@@ -93,6 +100,35 @@ class _LocalWriter:
         os.close(self._fd)
 
 
+class _PassingReader:
+    """Has the system give back, as it is read, the memory that it holds of a file. What is made of the file then takes
+    that, which is at hand, in place of memory that nobody has touched yet."""
+
+    def __init__(self, file: io.FileIO) -> None:
+        self._file, self._at, self._passed = file, 0, 0
+
+    def readinto(self, buffer: memoryview) -> int | None:
+        n = self._file.readinto(buffer)
+        self._at += n or 0
+        if self._at - self._passed >= PASSED_BYTES:
+            self._pass()
+        return n
+
+    def seek(self, offset: int) -> int:
+        self._at = self._file.seek(offset)
+        return self._at
+
+    def close(self) -> None:
+        self._pass()
+        self._file.close()
+
+    def _pass(self) -> None:
+        # From the start: pages are kept in groups, and a group of which only a part is named stays.
+        self._passed = self._at
+        with suppress(OSError):  # advice
+            os.posix_fadvise(self._file.fileno(), 0, self._at, os.POSIX_FADV_DONTNEED)
+
+
 class LocalFiles:
     """`Files` on this machine's file systems."""
 
@@ -110,6 +146,10 @@ class LocalFiles:
 
     def open(self, path: Path) -> Readable:
         return open(path, "rb", buffering=0)
+
+    def open_once(self, path: Path) -> Readable:
+        file = self.open(path)
+        return _PassingReader(file) if isinstance(file, io.FileIO) and hasattr(os, "posix_fadvise") else file
 
     def create(self, path: Path) -> Writable:
         return _LocalWriter(path)

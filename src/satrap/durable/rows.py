@@ -232,12 +232,35 @@ class Source:
 ADVICE = "Restore the file from a copy, or load another checkpoint"
 
 
+class Scratch:
+    """Memory for the columns of one row file after another: those of the one before are overwritten. Memory that a
+    process touches for the first time costs more than reading into it."""
+
+    def __init__(self) -> None:
+        self._memory, self._used = np.empty(0, np.uint8), 0
+
+    def begin(self, size: int) -> None:
+        """What is there is wanted no more. `size`: bytes of the next file."""
+        self._used = 0
+        if self._memory.size < size:
+            self._memory = np.empty(size, np.uint8)
+
+    def take(self, size: int) -> NDArray[np.uint8]:
+        """[size] aligned to 64 bytes, if the memory is. It must fit the file."""
+        start, self._used = self._used, self._used + size + padding(size)
+        return self._memory[start : start + size]
+
+
 class RowReader:
     """Reads one row file front to back. Nothing read is trusted before its checksum has been compared, and no memory
     is taken for a length that the rest of the file cannot hold. Every failure is a CheckpointError with the offset."""
 
-    def __init__(self, source: Source) -> None:
-        self._source = source
+    def __init__(self, source: Source, scratch: Scratch | None = None) -> None:
+        """`scratch`: where the columns of its blocks lie, until that is used for another file. None: in memory of their
+        own."""
+        self._source, self._scratch = source, scratch
+        if scratch is not None:
+            scratch.begin(source.size)
         self.version: int
         self.block_bytes: int
         self.partition: int
@@ -353,7 +376,7 @@ class RowReader:
 
     def _column(self, size: int, table: str) -> NDArray[np.uint8]:
         source, start = self._source, self._source.offset
-        column = np.empty(size, np.uint8)
+        column = np.empty(size, np.uint8) if self._scratch is None else self._scratch.take(size)
         data = column.data
         sums = []
         for at in range(0, size, self.block_bytes):

@@ -27,9 +27,9 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from satrap.durable.files import LOCAL, Files, Writable, read_file, remove_tree, write_all
+from satrap.durable.files import LOCAL, Files, Readable, Writable, read_file, remove_tree, write_all
 from satrap.durable.record import Kind, Record
-from satrap.durable.rows import RowBlock, RowReader, RowWriter, Section, Source, kind_of
+from satrap.durable.rows import RowBlock, RowReader, RowWriter, Scratch, Section, Source, kind_of
 from satrap.durable.segment import Identity, SegmentReader, close_quietly, write_segment
 from satrap.errors import CheckpointError, JournalError
 from satrap.schema import Table
@@ -378,8 +378,13 @@ class Snapshot:
         self._compare(path, entry, reader.size, crc32c([read_file(path, self.files)]))
         return records
 
-    def rows(self, partition: int, tables: Mapping[str, Table]) -> Iterable[tuple[str, RowBlock]]:
-        """The rows of a partition by table; the file as a whole is verified at the end. Raises JournalError."""
+    def rows(
+        self, partition: int, tables: Mapping[str, Table], scratch: Scratch | None = None
+    ) -> Iterable[tuple[str, RowBlock]]:
+        """The rows of a partition by table; the file as a whole is verified at the end. Raises JournalError.
+
+        `scratch`: where they lie, until that is used for another partition.
+        """
 
         def wanted(section: Section) -> bool:
             table = tables.get(section.name)
@@ -392,14 +397,20 @@ class Snapshot:
                 )
             return True
 
-        return self._rows(partition, wanted)
+        return self._rows(partition, wanted, self.files.open_once, scratch)
 
     def verify_rows(self, partition: int) -> None:
         """Reads the rows of a partition and compares all checksums. Raises JournalError."""
-        for _ in self._rows(partition, lambda _: True):
+        for _ in self._rows(partition, lambda _: True, self.files.open, Scratch()):
             pass
 
-    def _rows(self, partition: int, wanted: Callable[[Section], bool]) -> Iterator[tuple[str, RowBlock]]:
+    def _rows(
+        self,
+        partition: int,
+        wanted: Callable[[Section], bool],
+        open_: Callable[[Path], Readable],
+        scratch: Scratch | None,
+    ) -> Iterator[tuple[str, RowBlock]]:
         entry = self.manifest.files.get(rows_name(partition))
         if entry is None:
             return
@@ -412,11 +423,11 @@ class Snapshot:
 
         try:
             size = self.files.size(path)
-            file = self.files.open(path)
+            file = open_(path)
         except OSError as e:
             raise JournalError(f"{path}: cannot be read: {e.strerror}. {ADVICE}") from e
         try:
-            reader = RowReader(Source(file, str(path), size, seen))
+            reader = RowReader(Source(file, str(path), size, seen), scratch)
             if (reader.partition, reader.partitions) != (partition, self.manifest.partitions):
                 raise JournalError(f"{path}: it is of partition {reader.partition} of {reader.partitions}. {ADVICE}")
             for section, block in reader.sections(wanted):

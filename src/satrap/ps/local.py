@@ -279,6 +279,18 @@ class LocalService:
             self.store.import_bound(table, block.bound)
         self.store.import_rows(table, block.ids, block.values, block.state, block.marks)
 
+    def import_many(self, table: str, blocks: Sequence[RowBlock]) -> None:
+        """`import_rows` of one block after another, the faster where rows of several partitions are in them. What a
+        bounded table keeps beside its rows must come with all rows of its partition, and with them alone."""
+        if not blocks:
+            return
+        for block in blocks:
+            self.store.check_rows(table, block.ids, block.values, block.state)
+        for block in blocks:
+            if block.bound is not None:
+                self.store.import_bound(table, block.bound)
+        self.store.import_many(table, [(b.ids, b.values, b.state, b.marks) for b in blocks])
+
     def erase(self, table: str, ids: np.ndarray[tuple[int], np.dtype[np.uint64]]) -> int:
         """Removes rows for good; a gradient that comes for one later is refused as MISSING_ROW."""
         return self.store.erase(table, ids)

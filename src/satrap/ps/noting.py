@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -111,3 +112,8 @@ class NotingStore(Store):
         with self._guard:
             self._tell(table, ids)
             super().import_rows(table, ids, values, state, marks)
+
+    def import_many(self, table: str, blocks: Sequence[Any]) -> None:
+        """See `Store.import_many`."""
+        for block in blocks:
+            self.import_rows(table, *block)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -75,6 +76,11 @@ class PartialStore(Store):
         self.check_rows(table, ids, values, state)
         lacks = self._lacking(table, ids)
         super().import_rows(table, ids[lacks], values[lacks], state[lacks], None if marks is None else marks[lacks])
+
+    def import_many(self, table: str, blocks: Sequence[Any]) -> None:
+        """See `Store.import_many`."""
+        for block in blocks:
+            self.import_rows(table, *block)
 
     def import_bound(self, table: str, state: NDArray[np.uint8]) -> bool:
         """See `Store.import_bound`."""

@@ -6,21 +6,18 @@ snapshot ─ units, each at a position of its own ─► rows
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from satrap import wire
 from satrap.durable.files import LOCAL, Files
 from satrap.durable.journal import Reading, read_journal
 from satrap.durable.record import Kind, Record
-from satrap.durable.rows import RowBlock
+from satrap.durable.rows import RowBlock, Scratch
 from satrap.durable.segment import REPAIR, Identity, Torn
 from satrap.durable.snapshot import BEGIN, END, GONE, Snapshot, rows_name
 from satrap.errors import JournalError
@@ -137,52 +134,48 @@ def _check(snapshot: Snapshot, handler: Handler, own: Identity) -> None:
 def load_rows(chain: Sequence[Snapshot], handler: Handler, limits: wire.Limits) -> int:
     """All rows of a chain of snapshots into a service that is empty. Returns the bytes read.
 
-    As many partitions as there are threads are read at once, and then filled at once.
+    As many partitions as there are threads are read at once, while those read before are filled at once.
     """
     service = handler.service
     gone = [gone_rows(snapshot, handler, limits) for snapshot in chain]
-    size, threads = 0, service.store.threads
+    tables, threads = {t.name: t for t in service.tables()}, service.store.threads
 
     def first_of(partition: int) -> int:
         # Where all rows of a partition are in a snapshot, those before it have nothing to say about it.
         return max(i for i, s in enumerate(chain) if s.manifest.base is None or partition in s.manifest.whole)
 
+    steps: list[tuple[int, list[int]]] = []
+    for start in range(0, service.partitions, threads):
+        group = [(p, first_of(p)) for p in range(start, min(start + threads, service.partitions))]
+        steps += [(i, [p for p, first in group if first <= i]) for i in range(len(chain))]
+    rooms = [[Scratch() for _ in range(threads)] for _ in range(2)]
+    size = 0
     with ThreadPoolExecutor(threads, thread_name_prefix="satrap-recovery") as pool:
-        for start in range(0, service.partitions, threads):
-            group = {p: first_of(p) for p in range(start, min(start + threads, service.partitions))}
-            for i, snapshot in enumerate(chain):
-                here = [p for p, first in group.items() if first <= i]
-                read = list(pool.map(functools.partial(_read, snapshot, {t.name: t for t in service.tables()}), here))
-                for p in here:
-                    for name, ids in gone[i].get(p, {}).items():
-                        service.erase(name, ids)
-                for t in service.tables():
-                    blocks = {p: blocks[t.name] for p, (blocks, _) in zip(here, read, strict=True) if t.name in blocks}
-                    for p, block in blocks.items():
-                        if group[p] == i:
-                            # In their order rows would fill a growing index from its one end.
-                            service.store.reserve_rows(t.name, block.ids.size * service.partitions, [p])
-                    # What a bounded table keeps beside its rows is of one partition.
-                    apart = [[b] for b in blocks.values()] if t.bounded else [list(blocks.values())]
-                    for together in apart if blocks else []:
-                        service.import_rows(t.name, _one_block(together))
-                size += sum(n for _, n in read)
+
+        def begin(step: int) -> list[Future[tuple[dict[str, RowBlock], int]]]:
+            i, here = steps[step]
+            spare = rooms[step % 2]
+            return [pool.submit(_read, chain[i], tables, p, spare[k]) for k, p in enumerate(here)]
+
+        reading = begin(0)
+        for step, (i, here) in enumerate(steps):
+            read = [r.result() for r in reading]
+            reading = begin(step + 1) if step + 1 < len(steps) else []
+            for p in here:
+                for name, ids in gone[i].get(p, {}).items():
+                    service.erase(name, ids)
+            for name in tables:
+                service.import_many(name, [blocks[name] for blocks, _ in read if name in blocks])
+            size += sum(n for _, n in read)
     return size
 
 
-def _read(snapshot: Snapshot, tables: Mapping[str, Table], partition: int) -> tuple[dict[str, RowBlock], int]:
-    """The rows of a partition by table, and their bytes in the snapshot."""
+def _read(
+    snapshot: Snapshot, tables: Mapping[str, Table], partition: int, scratch: Scratch
+) -> tuple[dict[str, RowBlock], int]:
+    """The rows of a partition by table, in the scratch, and their bytes in the snapshot."""
     entry = snapshot.manifest.files.get(rows_name(partition))
-    return dict(snapshot.rows(partition, tables)), 0 if entry is None else entry.bytes
-
-
-def _one_block(blocks: Sequence[RowBlock]) -> RowBlock:
-    if len(blocks) == 1:
-        return blocks[0]
-    values: list[NDArray[Any]] = [b.values for b in blocks]
-    return RowBlock(
-        np.concatenate([b.ids for b in blocks]), np.concatenate(values), np.concatenate([b.state for b in blocks])
-    )
+    return dict(snapshot.rows(partition, tables, scratch)), 0 if entry is None else entry.bytes
 
 
 def gone_rows(snapshot: Snapshot, handler: Handler, limits: wire.Limits) -> dict[int, dict[str, Ids]]:

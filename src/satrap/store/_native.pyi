@@ -105,10 +105,7 @@ class Store:
     def import_rows(
         self,
         table: int,
-        ids: NDArray[uint64],
-        values: NDArray[uint8],
-        state: NDArray[float32],
-        marks: NDArray[uint8] | None,
+        blocks: list[tuple[NDArray[uint64], NDArray[uint8], NDArray[float32], NDArray[uint8] | None]],
         /,
     ) -> None: ...
     def open_cold(self, table: int, folder: str, name: str, /) -> None: ...
