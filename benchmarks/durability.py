@@ -5,7 +5,9 @@ Groups (`--only`, comma-separated):
             in turns. Neighbours are compared: 1 - samples per second with it / without it.
   snapshot  a snapshot of a server's rows while nobody trains, against writing the same bytes in one file and syncing
             it; recovery from it, against reading the same files: once as after a kill, with the files in the page
-            cache, and once after they were dropped from it. `pause_ms_max`: the longest that requests had to wait.
+            cache, and once after they were dropped from it. `new_memory_gb_per_s`: what the system takes to hand out
+            as much memory as the rows, which recovery cannot do without; on a machine that gets its own from a host,
+            more than all the rest. `pause_ms_max`: the longest that requests had to wait.
   kill      a server process with as many rows, and pushes behind the snapshot: seconds from kill -9 to the first
             gradient that is applied after it, the start of the process included.
   cut       a checkpoint of as many rows, in one process and on a server process, while pulls and pushes go on: how long
@@ -16,6 +18,7 @@ Groups (`--only`, comma-separated):
 from __future__ import annotations
 
 import argparse
+import mmap
 import os
 import shutil
 import signal
@@ -199,6 +202,9 @@ def _round(service: LocalService, folder: Path) -> dict[str, float]:
         if how == "dropped":
             for p in files:
                 drop(p)
+        else:
+            for p in files:
+                plain_read(p)
         read_s = timed(lambda files=files: [plain_read(p) for p in files])  # type: ignore[misc]
         if how == "dropped":
             for p in files:
@@ -210,10 +216,13 @@ def _round(service: LocalService, folder: Path) -> dict[str, float]:
             Keeper(Keeping(folder=folder), back, 0, Limits()).close()
             assert empty.stats()["t"].rows == service.stats()["t"].rows
 
+        cpu_s = time.process_time()
         recovery_s = timed(recover)
+        figures[f"recovery_{how}_cpu_s_per_gb"] = (time.process_time() - cpu_s) / size * 1e9
         figures[f"recovery_{how}_gb_per_s"] = size / recovery_s / 1e9
         figures[f"plain_read_{how}_gb_per_s"] = size / read_s / 1e9
         figures[f"recovery_{how}_vs_read"] = read_s / recovery_s
+    figures["new_memory_gb_per_s"] = size / timed(lambda: touch(size)) / 1e9
     reading = meter.read()
     return {**figures, "gb": size / 1e9, "other_cores": reading.other_cores, "steal_cores": reading.steal_cores}
 
@@ -251,6 +260,15 @@ def plain_read(path: Path) -> None:
     with path.open("rb", buffering=0) as f:
         while f.readinto(buffer):
             pass
+
+
+def touch(size: int) -> None:
+    """As much memory as a process gets, on huge pages, from one thread."""
+    with mmap.mmap(-1, size) as memory:
+        if hasattr(mmap, "MADV_HUGEPAGE"):
+            memory.madvise(mmap.MADV_HUGEPAGE)
+        for at in range(0, size, mmap.PAGESIZE):
+            memory[at] = 1
 
 
 def drop(path: Path) -> None:

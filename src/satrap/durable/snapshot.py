@@ -49,6 +49,9 @@ _TRAILER_BYTES = len(b',\n  "crc32c": ""\n}\n') + 8
 SYNCS_MAX = 4
 """Files that may wait to be synced while others are written."""
 
+PIECE_BYTES = 1 << 18
+"""What is smaller waits to be written with what follows."""
+
 Records = Iterable[tuple[Kind, "Sequence[Buffer]"]]
 
 
@@ -279,25 +282,49 @@ class SnapshotWriter:
                 remove_tree(self._draft, self._files)
 
     def _enter(self, name: str, file: _Summed) -> None:
+        file.flush()
         self._entries[name] = FileEntry(bytes=file.size, crc32c=f"{file.crc:08x}")
         self.bytes += file.size
 
 
 class _Summed:
-    """A file being written, and the checksum of all of it."""
+    """A file being written, and the checksum of all of it. Small pieces, of which a row file has many, are written
+    together."""
 
     def __init__(self, file: Writable) -> None:
-        self._file, self.size, self.crc = file, 0, 0
-        self.sync, self.close = file.sync, file.close
+        self._file, self._waiting = file, bytearray()
+        self.size = self.crc = 0
 
     def write(self, data: memoryview) -> int:
-        n = self._file.write(data)
-        self.crc = crc32c([data[:n]], self.crc)
-        self.size += n
-        return n
+        if len(data) < PIECE_BYTES:
+            self._waiting += data
+        else:
+            self.flush()
+            self._put(data)
+        if len(self._waiting) >= PIECE_BYTES:
+            self.flush()
+        self.size += len(data)
+        return len(data)
 
     def put(self, data: memoryview) -> None:
-        write_all(self, data)
+        self.write(data)
+
+    def flush(self) -> None:
+        """After it `crc` is of all that was written."""
+        if self._waiting:
+            self._put(memoryview(self._waiting))
+            self._waiting = bytearray()
+
+    def sync(self) -> None:
+        self.flush()
+        self._file.sync()
+
+    def close(self) -> None:
+        self._file.close()
+
+    def _put(self, data: memoryview) -> None:
+        self.crc = crc32c([data], self.crc)
+        write_all(self._file, data)
 
 
 def remove_others(folder: Path, keep: Collection[int], files: Files = LOCAL) -> None:

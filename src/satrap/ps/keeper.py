@@ -30,7 +30,8 @@ from satrap.schema import Durability
 _log = logging.getLogger("satrap.ps")
 
 LOCK = ".lock"
-SNAPSHOT_BYTES = 256 << 20
+SNAPSHOT_BYTES = 768 << 20
+"""Some two seconds of replay on two cores: what a recovery may wait for, and no more often than it must."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
