@@ -32,6 +32,7 @@ def passes(make: Callable[[], nn.Module], rows: int, columns: int, *, bf16: bool
 
 
 # (4096, 13, 64) and (8192, 64, 429) are shapes whose weight gradient torch cuts differently for one and two threads.
+# Which it cuts depends on the processor. Others can be had by ONEDNN_MAX_CPU_ISA=AVX2 MKL_ENABLE_INSTRUCTIONS=AVX2.
 CASES: dict[str, tuple[Callable[[], nn.Module], int, int]] = {
     "batch norm": (lambda: BatchNorm(77), 1000, 77),
     "wide batch norm": (lambda: BatchNorm(400), 4096, 400),
@@ -41,6 +42,8 @@ CASES: dict[str, tuple[Callable[[], nn.Module], int, int]] = {
     "middle linear": (lambda: Linear(64, 429), 8192, 64),
     "large linear": (lambda: Linear(416, 256), 16384, 416),
     "odd rows": (lambda: Linear(13, 128), 2049, 13),
+    "many samples": (lambda: Linear(64, 64), 20000, 64),
+    "a sum of medium length": (lambda: Linear(416, 256), 1500, 416),
 }
 
 

@@ -10,6 +10,8 @@ B batch, H columns, O outputs.
 from __future__ import annotations
 
 import platform
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -18,6 +20,24 @@ from torch.autograd.function import once_differentiable
 
 LEAST = 1 << 12
 """Numbers of a weight from which it pays."""
+
+CUT_SAMPLES, CUT_NUMBERS = 8192, 1 << 13
+"""Of more samples than the first, and for a weight of no more numbers than the second, oneDNN cuts the sum of the
+gradient among threads."""
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """What runs inside is computed by the calling thread alone."""
+    threads = torch.get_num_threads()
+    if threads == 1:
+        yield
+        return
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def _find() -> Any:
@@ -77,6 +97,7 @@ class _Linear(torch.autograd.Function):
         x, weight = ctx.saved_tensors
         needs_x, needs_weight, needs_bias = ctx.needs_input_grad
         dx = _times(_PRODUCT, grad, weight.t()) if needs_x else None
-        dw = _times(_PRODUCT, grad.t(), x.t()) if needs_weight else None
+        with one_thread() if x.shape[0] > CUT_SAMPLES and weight.numel() <= CUT_NUMBERS else nullcontext():
+            dw = _times(_PRODUCT, grad.t(), x.t()) if needs_weight else None
         db = (grad.sum(0) if ctx.summed else grad) if needs_bias else None
         return dx, dw, db

@@ -1,12 +1,15 @@
 """Operations whose bits do not depend on whether one thread or two compute them, on the CPU.
 
-torch's products of fp32 matrices and its sums over samples add up each number of a result in one order. Three things do
-not, and are here in a form that does:
+torch's large products of fp32 matrices and its sums over samples add up each number of a result in one order. What does
+not is here in a form that does:
 
 * Batch norm, and the gradients of a layer norm's scale and shift: each thread sums its own samples. Here one thread
   does it all; bound by memory, it is as fast as two.
 * In bf16, the gradient of a weight: a long sum over samples is cut among the threads. Here it is cut in the same
   places always.
+* In fp32, products with a weight of few numbers: on Intel's processors MKL cuts the sum over samples of its gradient,
+  and with AVX2 that over columns too; oneDNN does so where samples are many. Here one thread computes them: they are
+  small.
 
 It does not reach everywhere. A batch (or micro-batch) of more than 32,768 samples makes torch cut other sums as well.
 With more than two threads, fp32 products of some widths differ in their last bits; MKL's own switch against that
@@ -18,8 +21,6 @@ B batch, H columns, O outputs.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -28,27 +29,15 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
 from satrap.models import products
+from satrap.models.products import one_thread
 
 SMALL = 1 << 15
 """Numbers of a weight up to which it is small: torch divides the work on the gradient of a larger one by its rows and
-columns, and cuts the sum only when it is very long."""
+columns, and cuts the sum only when it is long."""
 
-PIECE, LONG_PIECE = 512, 4096
-"""Samples of a piece of the sum, of a small weight and of any other. Shorter sums are not cut by torch."""
-
-
-@contextmanager
-def one_thread() -> Iterator[None]:
-    """What runs inside is computed by the calling thread alone."""
-    threads = torch.get_num_threads()
-    if threads == 1:
-        yield
-        return
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
+PIECE, LONG_PIECE = 512, 1024
+"""Samples of a piece of the sum, of a small weight and of any other. Shorter sums are not cut by torch; where products
+are by AMX, sums of 1,500 are."""
 
 
 def _applies(x: Tensor) -> bool:
@@ -104,13 +93,18 @@ class Linear(nn.Linear):
 
 def affine(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """x Wᵀ + b, [B, O]. `x` [B, H], `weight` [O, H]; `bias` [O], or [B, O] to add to."""
+    out: Tensor
     cut = x.dim() == 2 and x.shape[0] > _piece(weight)
     if cut and torch.is_autocast_enabled("cpu") and torch.is_grad_enabled() and _applies(x):
         dtype = torch.get_autocast_dtype("cpu")
-        out: Tensor = _Affine.apply(x, weight, bias, dtype)  # type: ignore[no-untyped-call]
+        out = _Affine.apply(x, weight, bias, dtype)  # type: ignore[no-untyped-call]
         return out
-    if not torch.is_autocast_enabled("cpu") and products.applies(x, weight):
-        return products.linear(x, weight, bias)
+    if not torch.is_autocast_enabled("cpu"):
+        if products.applies(x, weight):
+            return products.linear(x, weight, bias)
+        if x.dim() == 2 and x.dtype is weight.dtype is torch.float32 and weight.numel() <= SMALL and _applies(x):
+            out = _SmallAffine.apply(x, weight, bias)  # type: ignore[no-untyped-call]
+            return out
     if bias is None or bias.dim() == 1:
         return functional.linear(x, weight, bias)
     return torch.addmm(bias, x, weight.t())
@@ -174,6 +168,30 @@ class _LayerNorm(torch.autograd.Function):
                 grad.contiguous(), x, ctx.shape, mean, inverse_deviation, weight, bias, needed
             )
         return dx, None, dw, db, None
+
+
+class _SmallAffine(torch.autograd.Function):
+    """By the calling thread alone."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        ctx.summed = bias is not None and bias.dim() == 1
+        with one_thread():
+            if bias is None or bias.dim() == 1:
+                return functional.linear(x, weight, bias)
+            return torch.addmm(bias, x, weight.t())
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> Any:
+        x, weight = ctx.saved_tensors
+        needs_x, needs_weight, needs_bias = ctx.needs_input_grad
+        with one_thread():
+            dx = grad @ weight if needs_x else None
+            dw = grad.t() @ x if needs_weight else None
+        db = (grad.sum(0) if ctx.summed else grad) if needs_bias else None
+        return dx, dw, db
 
 
 class _Affine(torch.autograd.Function):
