@@ -104,6 +104,7 @@ TRAINS = """
         sum(range(200_000))
         time.sleep(0.05)
         print("samples", step * int(os.environ["BATCH"]), flush=True)
+    time.sleep(2)  # until it has been looked at
     END
 """
 LOADS = """

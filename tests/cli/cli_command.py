@@ -17,7 +17,8 @@ from typer.testing import CliRunner
 import satrap as package
 from satrap.cli import app
 
-TIMEOUT_S = 120
+TIMEOUT_S = 600
+"""For a machine that is busy with other things; nothing waits this long by itself."""
 PLAIN = {"COLUMNS": "200", "NO_COLOR": "1", "TERM": "dumb", "OMP_NUM_THREADS": "1"}
 
 JOB = """

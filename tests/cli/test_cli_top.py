@@ -5,8 +5,10 @@ from __future__ import annotations
 import io
 import json
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -24,8 +26,9 @@ TABLE = Table(name="t", dim=2, optimizer=SGD(lr=1.0))
 
 
 @pytest.fixture
-def run(tmp_path: Path) -> Iterator[Path]:
-    """The folder of a run with one server that is busy, and one that does not answer."""
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """The folder of a run with one server that is busy, and one that does not answer. An interval lasts until the
+    server has been asked again, however busy the machine is."""
     folder = tmp_path / "run"
     with Server([TABLE], seed=0, partitions=8, threads=1) as server, Endpoint(server.metrics) as endpoint:
         targets = [
@@ -38,15 +41,23 @@ def run(tmp_path: Path) -> Iterator[Path]:
         with RunLog(folder, tensorboard=False) as log:
             log.train(step=20, samples=2000, loss=0.25, auc=0.75, samples_per_s=1234.0)
         begun, over = threading.Event(), threading.Event()
-        busy = threading.Thread(target=_ask, args=(server.address, begun, over))
+        rounds: list[int] = []
+        busy = threading.Thread(target=_ask, args=(server.address, begun, over, rounds))
         busy.start()
         assert begun.wait(60)
+
+        def interval(seconds: float) -> None:
+            done = len(rounds)
+            while len(rounds) < done + 2:
+                time.sleep(0.01)
+
+        monkeypatch.setattr("satrap.cli.top.time", SimpleNamespace(sleep=interval))
         yield folder
         over.set()
         busy.join()
 
 
-def _ask(address: str, begun: threading.Event, over: threading.Event) -> None:
+def _ask(address: str, begun: threading.Event, over: threading.Event, rounds: list[int]) -> None:
     ids = {"t": np.arange(100, dtype=np.uint64)}
     with RemoteService([TABLE], Placement.even([address], 8), seed=0) as client:
         seq = 0
@@ -55,11 +66,12 @@ def _ask(address: str, begun: threading.Event, over: threading.Event) -> None:
             client.pull(PullRequest(ids=ids, create=True))
             ones = {"t": np.ones((100, 2), np.float32)}
             client.push(PushRequest(client=0, epoch=0, seq=seq, ids=ids, gradients=ones))
+            rounds.append(seq)
             begun.set()
 
 
 def test_top_once_prints_rates_of_each_process_and_who_does_not_answer(called: Satrap, run: Path) -> None:
-    out = called("top", run, "--once", "--interval", "0.5").out
+    out = called("top", run, "--once").out
     assert "run: 2 servers, 1 embedding worker, 0 workers; 2 of them do not answer from here" in out
     assert "step 20" in out
     assert "AUC" in out.upper()
@@ -86,7 +98,7 @@ def test_no_figure_is_cut_off_on_a_narrow_terminal(width: int) -> None:
 
 
 def test_top_as_json_has_the_figures_of_each_process(called: Satrap, run: Path) -> None:
-    told = json.loads(called("top", run, "--json", "--interval", "0.5").out)
+    told = json.loads(called("top", run, "--json").out)
     server = told["processes"]["server 0"]
     assert server["rows"] == "100"
     assert float(server["gradients/s"].replace(",", "")) > 0

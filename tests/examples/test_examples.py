@@ -19,7 +19,7 @@ import satrap as package
 
 ROOT = Path(__file__).parents[2]
 EXAMPLES = ROOT / "examples"
-TIMEOUT_S = 300
+TIMEOUT_S = 600
 
 
 @pytest.fixture
@@ -236,7 +236,8 @@ def test_notebook_runs_from_top_to_bottom(home: Path) -> None:
 
     notebook = nbformat.read(EXAMPLES / "first-model.ipynb", as_version=4)
     assert all(not c.get("outputs") for c in notebook.cells), "commit it without outputs"
-    NotebookClient(notebook, timeout=TIMEOUT_S, resources={"metadata": {"path": str(home)}}).execute()
+    where = {"metadata": {"path": str(home)}}
+    NotebookClient(notebook, timeout=TIMEOUT_S, startup_timeout=TIMEOUT_S, resources=where).execute()
     text = "\n".join(o.get("text", "") for c in notebook.cells for o in c.get("outputs", []))
     assert re.search(r"test AUC 0\.[89]", text), text
 

@@ -210,7 +210,7 @@ def test_real_browser_draws_the_page(tmp_path: Path, width: int, height: int) ->
     common = [BROWSER, "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path / 'profile'}"]
     picture = tmp_path / "page.png"
     options = ["--enable-logging=stderr", f"--window-size={width},{height}", f"--screenshot={picture}", page.as_uri()]
-    done = subprocess.run([*common, *options], capture_output=True, text=True, timeout=120, check=False)
+    done = subprocess.run([*common, *options], capture_output=True, text=True, timeout=600, check=False)
     assert picture.is_file(), done.stderr[-2000:]
     assert "CONSOLE" not in done.stderr, done.stderr[-2000:]
     from matplotlib.image import imread

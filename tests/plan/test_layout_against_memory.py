@@ -30,7 +30,7 @@ def filled() -> list[dict[str, Any]]:
     """What each table weighed, in a process that does nothing else."""
     found = {**os.environ, "PYTHONPATH": str(Path(satrap.__file__).parents[1])}
     command = [sys.executable, str(Path(__file__).with_name("fill_tables.py")), str(MEGABYTES)]
-    done = subprocess.run(command, env=found, capture_output=True, text=True, timeout=300, check=True)
+    done = subprocess.run(command, env=found, capture_output=True, text=True, timeout=600, check=True)
     return [json.loads(line) for line in done.stdout.splitlines()]
 
 

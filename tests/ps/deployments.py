@@ -106,5 +106,17 @@ def until(what: Callable[[], Any]) -> None:
         time.sleep(0.002)
 
 
+@contextmanager
+def impatient(client: RemoteService, seconds: float = 0.3) -> Iterator[None]:
+    """A client that waits no longer for an answer, for as long as one is waited for in vain: with such a deadline from
+    the start, a busy machine would fail what must not."""
+    exchange = client._exchange
+    before, exchange._deadline_s = exchange._deadline_s, seconds
+    try:
+        yield
+    finally:
+        exchange._deadline_s = before
+
+
 def outcome(ack: Ack) -> tuple[int, dict[str, int], bool]:
     return ack.applied, {str(k): n for k, n in ack.refused.items()}, ack.duplicate

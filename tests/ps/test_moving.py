@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from deployments import cold, exact, pull, push_of, u64
+from deployments import cold, exact, impatient, pull, push_of, u64
 from histories import Life
 from test_ledger_under_faults import FAULTS, TABLES, Worker, check, run
 from test_same_bits import assert_same_bits, tables, train
@@ -347,10 +347,10 @@ def test_a_push_that_failed_before_a_move_is_not_tried_again_by_another_placemen
     layout = [exact()]
     ids = np.arange(200, dtype=np.uint64)
     with Cluster(layout, servers=2, bind="") as cluster, mover_of(cluster, layout) as mover:
-        service = cluster.connect(0, deadline_s=0.3)
+        service = cluster.connect(0)
         pull(service, "t", ids, create=True)
         rows = cluster.stop(1)
-        with pytest.raises(ServiceError, match="has not answered"):
+        with impatient(service), pytest.raises(ServiceError, match="has not answered"):
             service.push(push_of(1, ids, 1.0))
         cluster.restart(1, rows)
         mover.move(0, 1)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from deployments import exact, pull, push_of, u64
+from deployments import exact, impatient, pull, push_of, u64
 from killed import SOON, ServerProcess
 from test_ledger_under_faults import TABLES, Worker, check
 from test_moving import mover_of, push_while
@@ -81,11 +81,11 @@ def test_a_server_that_was_replaced_and_wakes_is_asked_by_nobody_and_refuses_who
     layout, ids = [exact()], u64(1, 2, 3)
     zombie = ServerProcess(tmp_path / "zombie", layout)
     try:
-        old = RemoteService(layout, Placement.even([zombie.address], 8), seed=0, deadline_s=1.0, patience=SOON)
+        old = RemoteService(layout, Placement.even([zombie.address], 8), seed=0, patience=SOON)
         pull(old, "t", ids, create=True)
         old.push(push_of(1, ids, 1.0))
         zombie.process.send_signal(signal.SIGSTOP)
-        with pytest.raises(ServerUnreachable):
+        with impatient(old), pytest.raises(ServerUnreachable):
             old.push(push_of(2, ids, 1.0))
         with Server(layout, seed=0, partitions=8, threads=1, epoch=1) as replaced:
             new = RemoteService(layout, Placement.even([replaced.address], 8, epoch=1), seed=0, patience=SOON)

@@ -18,7 +18,7 @@ pytest.importorskip("ray")
 ROOT = Path(__file__).parents[2]
 ADULT = ROOT / "examples" / "adult"
 REASON = why_not()
-LIMIT_S = 300.0
+LIMIT_S = 600.0
 pytestmark = pytest.mark.slow
 in_namespaces = pytest.mark.skipif(REASON is not None, reason=REASON or "")
 
@@ -93,7 +93,10 @@ def test_what_a_killed_rehearsal_leaves_is_found_and_removed(tmp_path: Path) -> 
     mine = f"satrap-{os.getpid()}-ab-1"
     do("ip", "netns", "add", mine)
     try:
-        assert sorted(sweep()) == sorted([f"sb{gone.pid}abc", f"satrap-{gone.pid}-ab-1"])
+        # On this machine there may be more of others that were killed.
+        swept = set(sweep())
+        assert {f"sb{gone.pid}abc", f"satrap-{gone.pid}-ab-1"} <= swept
+        assert mine not in swept
         assert made_by(gone.pid) == []
         assert made_by(os.getpid()) == [mine]
     finally:

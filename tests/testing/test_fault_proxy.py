@@ -33,23 +33,33 @@ def send(client: Any, count: int) -> None:
         client.send_multipart([b"%d" % i, b"x" * 10])
 
 
-def received(socket: Any, quiet_ms: int = 300) -> list[int]:
-    """Numbers of messages, until none has come for a while."""
-    out = []
-    while socket.poll(quiet_ms):
-        out.append(int(socket.recv_multipart()[-2]))
+def received(socket: Any, proxy: FaultProxy, planned: int, earlier: int = 0) -> list[int]:
+    """Numbers of the messages that arrive, once the proxy has planned what becomes of `planned` in all; `earlier`: of
+    those that pass, what has arrived before."""
+    out: list[int] = []
+    deadline, counts = time.monotonic() + 60, proxy.counts
+
+    def all_here() -> bool:
+        whole = counts["passed"] + counts["dropped"] == planned
+        return whole and len(out) + earlier == counts["passed"] + counts["duplicated"]
+
+    while not all_here():
+        assert time.monotonic() < deadline
+        if socket.poll(10):
+            out.append(int(socket.recv_multipart()[-2]))
+    assert not socket.poll(50)  # and no more
     return out
 
 
 def test_without_faults_all_messages_pass_in_order_both_ways() -> None:
     with line(Faults()) as (client, server, proxy):
         send(client, 100)
-        assert received(server) == list(range(100))
+        assert received(server, proxy, 100) == list(range(100))
         send(client, 1)
         sender = server.recv_multipart()[0]
         for i in range(50):
             server.send_multipart([sender, b"%d" % i, b"y"])
-        assert received(client) == list(range(50))
+        assert received(client, proxy, 151, earlier=101) == list(range(50))
         assert proxy.counts["passed"] == 151
 
 
@@ -58,7 +68,7 @@ def test_dropped_messages_are_those_the_plan_says_every_time() -> None:
     for seed in (4, 4, 5):
         with line(Faults(drop=0.3), seed) as (client, server, proxy):
             send(client, 200)
-            seen.append(received(server))
+            seen.append(received(server, proxy, 200))
             assert proxy.counts["dropped"] == 200 - len(seen[-1])
     assert seen[0] == seen[1] != seen[2]
     assert 100 < len(seen[0]) < 180
@@ -67,13 +77,13 @@ def test_dropped_messages_are_those_the_plan_says_every_time() -> None:
 def test_repeated_messages_arrive_twice_and_reordered_ones_late() -> None:
     with line(Faults(duplicate=0.5)) as (client, server, proxy):
         send(client, 100)
-        got = received(server)
+        got = received(server, proxy, 100)
         assert len(got) == 100 + proxy.counts["duplicated"]
         assert set(got) == set(range(100))
         assert proxy.counts["duplicated"] > 20
-    with line(Faults(reorder=0.5)) as (client, server, _):
+    with line(Faults(reorder=0.5)) as (client, server, proxy):
         send(client, 100)
-        got = received(server)
+        got = received(server, proxy, 100)
         assert sorted(got) == list(range(100)) != got
 
 
@@ -88,18 +98,18 @@ def test_a_message_takes_no_less_than_its_delay_or_its_bytes_need(faults: Faults
 
 
 def test_delayed_messages_keep_their_order() -> None:
-    with line(Faults(delay_ms=20, bytes_per_s=1e6)) as (client, server, _):
+    with line(Faults(delay_ms=20, bytes_per_s=1e6)) as (client, server, proxy):
         send(client, 100)
-        assert received(server) == list(range(100))
+        assert received(server, proxy, 100) == list(range(100))
 
 
 def test_faults_may_change_while_messages_pass() -> None:
     with line(Faults(drop=1.0)) as (client, server, proxy):
         send(client, 10)
-        assert received(server) == []
+        assert received(server, proxy, 10) == []
         proxy.faults = Faults()
         send(client, 10)
-        assert received(server) == list(range(10))
+        assert received(server, proxy, 20) == list(range(10))
 
 
 def test_clients_have_connections_of_their_own_to_the_server() -> None:

@@ -24,7 +24,7 @@ def over_sockets(world, work):
     def run(rank):
         group = None
         try:
-            group = TorchGroup(rank, world, address, listener=listener if rank == 0 else None, join_timeout_s=30)
+            group = TorchGroup(rank, world, address, listener=listener if rank == 0 else None, join_timeout_s=240)
             outcomes[rank] = work(group)
         except TrainingError as e:
             outcomes[rank] = e
@@ -146,7 +146,7 @@ def test_killed_worker_is_an_error_for_the_others():
         w.start()
     listener.close()
     for w in workers:
-        w.join(60)
+        w.join(240)
     assert [w.exitcode for w in workers] == [0, 9]
 
 

@@ -120,7 +120,7 @@ def run_with_ctrl_c(folder: Path, run_dir: Path, at: int, options: str, stalenes
         options=options,
         staleness=staleness,
     )
-    return subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120, env=os.environ)
+    return subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=600, env=os.environ)
 
 
 @pytest.mark.parametrize("staleness", [0, 3])

@@ -146,9 +146,9 @@ def train_in_processes(job, folder, run, *, world=2, servers=2, resume=False, in
             p.start()
         listener.close()
         for p in processes:
-            p.join(120)
+            p.join(600)
         assert [p.exitcode for p in processes] == [0] * world
-    return sorted(results.get(timeout=10) for _ in range(world))
+    return sorted(results.get(timeout=240) for _ in range(world))
 
 
 def test_workers_in_processes_stop_on_a_signal_to_one_and_go_on_to_the_same_bits(tmp_path):
