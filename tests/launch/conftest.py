@@ -18,10 +18,12 @@ from pathlib import Path
 import pytest
 from launched import LIMIT_S, ON_TWO, SHORT, SYNCHRONOUS, digest, train
 
+from satrap.launch.session import PRIORITY
 from satrap.rehearse.processes import children
 
-# Before Ray is imported: it reads this once. On loopback alone, with a token of this session.
-os.environ |= {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
+# Before Ray is imported: it reads this once. On loopback alone, with a token of this session; and not behind everything
+# else, where Ray has its workers by itself: other tests that compute would hold them up, and they fall silent.
+os.environ |= {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0", **PRIORITY}
 os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
 
 
@@ -43,7 +45,7 @@ def head() -> Iterator[tuple[str, int]]:
         port = s.getsockname()[1]
     start = [
         sys.executable, "-c", START, "start", "--head", "--block", "--node-ip-address=127.0.0.1",
-        f"--port={port}", "--num-cpus=16", "--include-dashboard=false", f"--temp-dir={folder}",
+        f"--port={port}", "--num-cpus=8", "--include-dashboard=false", f"--temp-dir={folder}",
         "--object-store-memory=80000000", "--disable-usage-stats",
     ]  # fmt: skip
     with (Path(folder) / "start.log").open("w") as log:

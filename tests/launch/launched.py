@@ -6,9 +6,10 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -22,9 +23,9 @@ from satrap.observe.scrape import Scrape, scrape
 from satrap.rehearse.processes import alive, children
 
 ADULT = Path(__file__).parents[2] / "examples" / "adult"
-LIMIT_S = 240.0
+LIMIT_S = 600.0
 """For a machine that is busy with other things; nothing waits this long by itself."""
-SYNCHRONOUS = ("train.staleness=0", "train.max_steps=160", "train.checkpoint.every_steps=20")
+SYNCHRONOUS = ("train.staleness=0", "train.max_steps=100", "train.checkpoint.every_steps=20")
 """So often saved that a kill goes back to something."""
 ON_TWO = ("--servers", "2", "--workers", "2")
 SHORT = ("train.staleness=0", "train.max_steps=40")
@@ -122,6 +123,36 @@ class Running:
     def reaches(self, step: int) -> None:
         """Returns when it has come as far as a step, and not to its end."""
         self.wait(lambda: self.step() >= step, f"step {step}")
+
+    def saves(self) -> None:
+        """Returns when it has trained on from a step that a checkpoint is of: a slow disk is steps behind."""
+
+        def trained_on() -> bool:
+            saved = [int(p.name.removeprefix("step-")) for p in (self.run / "checkpoints").glob("step-*")]
+            return bool(saved) and self.step() > max(saved)
+
+        self.wait(trained_on, "a step after a checkpoint")
+
+    @contextmanager
+    def slowly(self) -> Iterator[None]:
+        """It trains at a tenth of its pace: what is done meanwhile comes before its end, however slow the machine is
+        at that."""
+        pid, over = self.targets()["worker 1"].pid, threading.Event()  # the others wait for it
+
+        def pace() -> None:
+            with suppress(ProcessLookupError):
+                while not over.wait(0.02):
+                    os.kill(pid, signal.SIGSTOP)
+                    over.wait(0.2)
+                    os.kill(pid, signal.SIGCONT)
+
+        thread = threading.Thread(target=pace)
+        thread.start()
+        try:
+            yield
+        finally:
+            over.set()
+            thread.join()
 
     def kill(self, *names: str) -> None:
         """Kills servers and workers, all at once."""

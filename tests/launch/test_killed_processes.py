@@ -22,7 +22,7 @@ def test_a_killed_server_is_replaced_and_the_model_is_the_same(tmp_path: Path, c
     # A flaw of an early system: after its server is killed and restarted, training never resumes, and ends with exit
     # code 0 as if the data had run out.
     with disturbed(tmp_path, cluster) as run:
-        run.reaches(50)
+        run.saves()
         run.kill("server 0")
         text = run.ends()
     assert "server 0 (pid " in text
@@ -37,7 +37,7 @@ def test_a_killed_server_is_replaced_and_the_model_is_the_same(tmp_path: Path, c
 
 def test_a_killed_worker_is_replaced_and_the_model_is_the_same(tmp_path: Path, cluster: str, undisturbed: str) -> None:
     with disturbed(tmp_path, cluster) as run:
-        run.reaches(50)
+        run.saves()
         before = run.targets()
         run.kill("worker 1")
         run.says("going on from step")
@@ -52,7 +52,7 @@ def test_a_killed_worker_is_replaced_and_the_model_is_the_same(tmp_path: Path, c
 
 def test_a_server_and_worker_0_killed_at_once_are_one_restart(tmp_path: Path, cluster: str, undisturbed: str) -> None:
     with disturbed(tmp_path, cluster) as run:
-        run.reaches(50)
+        run.saves()
         run.kill("server 1", "worker 0")
         run.ends()
     assert 1 <= len(run.restarts()) <= 2  # two where the second death was seen after the first was dealt with
@@ -63,7 +63,7 @@ def test_a_kill_while_a_checkpoint_is_saved_leaves_whole_checkpoints_alone(
     tmp_path: Path, cluster: str, undisturbed: str
 ) -> None:
     with disturbed(tmp_path, cluster) as run:
-        run.reaches(50)
+        run.saves()
         saving = run.run / "checkpoints"
         run.wait(lambda: list(saving.glob("*tmp*")), "a checkpoint that is being saved", every_s=0.001)
         run.kill("worker 0")
@@ -91,7 +91,7 @@ def test_a_server_killed_while_the_group_is_starting_is_replaced(
 
 def test_without_restarts_a_killed_worker_ends_the_run_with_a_message(tmp_path: Path, cluster: str) -> None:
     with disturbed(tmp_path, cluster, "--restarts", "0") as run:
-        run.reaches(50)
+        run.saves()
         run.kill("worker 1")
         text = run.ends(code=1)
     assert "has ended, and no restart is allowed" in text

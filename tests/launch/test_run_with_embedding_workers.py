@@ -49,7 +49,7 @@ def test_an_embedding_worker_that_is_killed_is_replaced_and_its_lost_gradients_a
 ) -> None:
     # The original drops twenty batches in silence.
     folder = tmp_path / "run"
-    more = ("train.epochs=12", "train.early_stopping=null", "train.checkpoint.every_steps=20")
+    more = ("train.max_steps=160", "train.checkpoint.every_steps=20")
     log = (tmp_path / "log").open("w+")
     processes = ("--servers", "1", "--workers", "2", "--embedding-workers", "2", "--address", cluster)
     driver = subprocess.Popen(command(folder, *more, *processes), stdout=log, stderr=log)

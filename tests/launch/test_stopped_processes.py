@@ -18,17 +18,17 @@ def disturbed(folder: Path, cluster: str, *more: str) -> Running:
     return Running(folder / "run", [*SYNCHRONOUS, *ON_TWO, "--address", cluster, *more])
 
 
-@pytest.mark.parametrize("name", ["server 0", "worker 1"])
-def test_a_process_that_is_stopped_for_a_while_is_waited_for_and_nothing_goes_back(
-    name: str, tmp_path: Path, cluster: str, undisturbed: str
+def test_processes_that_are_stopped_for_a_while_are_waited_for_and_nothing_goes_back(
+    tmp_path: Path, cluster: str, undisturbed: str
 ) -> None:
     with disturbed(tmp_path, cluster) as run:
-        run.reaches(50)
-        pid = run.targets()[name].pid
-        os.kill(pid, signal.SIGSTOP)
-        run.says(f"{name} (pid {pid}) has not answered for 5 s: the others wait for it")
-        os.kill(pid, signal.SIGCONT)
-        run.says(f"{name} (pid {pid}) answers again")
+        for name in ("server 0", "worker 1"):
+            run.reaches(5)
+            pid = run.targets()[name].pid
+            os.kill(pid, signal.SIGSTOP)
+            run.says(f"{name} (pid {pid}) has not answered for 5 s: the others wait for it")
+            os.kill(pid, signal.SIGCONT)
+            run.says(f"{name} (pid {pid}) answers again")
         run.ends()
     assert run.restarts() == []
     assert digest(run.run) == undisturbed
@@ -38,7 +38,7 @@ def test_a_server_that_stays_silent_past_its_deadline_is_replaced_and_does_not_w
     tmp_path: Path, cluster: str, undisturbed: str
 ) -> None:
     with disturbed(tmp_path, cluster, "--server-deadline", "4") as run:
-        run.reaches(50)
+        run.saves()
         pid = run.targets()["server 1"].pid
         os.kill(pid, signal.SIGSTOP)
         run.says("starting again from the last checkpoint")
@@ -53,7 +53,7 @@ def test_a_silent_server_with_a_history_is_replaced_in_place_and_nothing_goes_ba
     tmp_path: Path, cluster: str, undisturbed: str
 ) -> None:
     with disturbed(tmp_path, cluster, "--server-deadline", "16", "store.durability=process") as run:
-        run.reaches(50)
+        run.reaches(5)
         pid = run.targets()["server 1"].pid
         os.kill(pid, signal.SIGSTOP)
         run.says(f"server 1 (pid {pid}) has not answered for 8 s: it is ended")
@@ -69,7 +69,7 @@ def test_a_stopped_worker_0_does_not_keep_the_run_from_its_successor(
 ) -> None:
     # It holds the lock of the run folder, and would save into it when it wakes.
     with disturbed(tmp_path, cluster) as run:
-        run.reaches(50)
+        run.saves()
         pid = run.targets()["worker 0"].pid
         os.kill(pid, signal.SIGSTOP)
         run.kill("server 0")

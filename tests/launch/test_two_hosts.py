@@ -112,4 +112,4 @@ def test_a_driver_that_is_killed_leaves_nothing_on_either_host(network: Network,
         # nsenter is what was started; the driver is below it.
         for pid in [p for p in network.hosts[1].pids() if "satrap train" in title(p)]:
             subprocess.run(["kill", "-9", str(pid)], check=True)
-        assert all_end(left, within_s=30) == []
+        assert all_end(left, within_s=LIMIT_S) == []

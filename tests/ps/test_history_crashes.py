@@ -6,6 +6,8 @@ from __future__ import annotations
 import errno
 import os
 import shutil
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import histories
@@ -19,6 +21,7 @@ from satrap.testing.faulty_files import FaultyFiles, Killed
 REQUESTS = requests(30)
 STATES: list[str] = []
 """Before each request and after the last, with the tables of the test."""
+MEMORY, ROOM_BYTES = Path("/dev/shm"), 256 << 20
 SNAPSHOTS_BEFORE = (8, 19)
 """Requests before which a snapshot begins; the three that follow come while it is taken."""
 
@@ -36,6 +39,16 @@ def without_waiting_for_the_disk(monkeypatch: pytest.MonkeyPatch) -> None:
     """What power loss takes is what `FaultyFiles` has not seen synced; the real disk has no part in it."""
     for sync in ("fsync", "fdatasync"):
         monkeypatch.setattr(os, sync, lambda fd: None, raising=False)
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Iterator[Path]:
+    """In memory, where that has room for files: thousands of folders are made and removed."""
+    if not MEMORY.is_dir() or not os.access(MEMORY, os.W_OK) or shutil.disk_usage(MEMORY).free < ROOM_BYTES:
+        yield tmp_path
+        return
+    with tempfile.TemporaryDirectory(prefix="satrap-crashes-", dir=MEMORY) as folder:
+        yield Path(folder)
 
 
 def test_the_requests_use_everything() -> None:
@@ -96,13 +109,13 @@ def check(folder: Path, script: Script, where: str) -> None:
     ids=["process, killed", "disk, killed", "disk, power lost", "disk, power lost, half the names undone"],
 )  # fmt: skip
 def test_a_crash_at_any_operation_loses_nothing_acknowledged_and_applies_nothing_twice(
-    level: str, survives: float, tmp_path: Path
+    level: str, survives: float, home: Path
 ) -> None:
-    log = operations(tmp_path / "whole", level)
+    log = operations(home / "whole", level)
     assert sum("rename .snapshot" in x for x in log) == 2
     assert any("remove_file journal" in x for x in log)
     for k in range(1, len(log) + 1):
-        folder, files, script = tmp_path / str(k), FaultyFiles(kill_at=k), Script()
+        folder, files, script = home / str(k), FaultyFiles(kill_at=k), Script()
         life = None
         try:
             life = Life(folder, level, files)
@@ -119,8 +132,8 @@ def test_a_crash_at_any_operation_loses_nothing_acknowledged_and_applies_nothing
 
 
 @pytest.mark.parametrize("level", ["process", "disk"])
-def test_a_disk_that_refuses_any_operation_changes_nothing_that_is_not_acknowledged(level: str, tmp_path: Path) -> None:
-    log = operations(tmp_path / "whole", level)
+def test_a_disk_that_refuses_any_operation_changes_nothing_that_is_not_acknowledged(level: str, home: Path) -> None:
+    log = operations(home / "whole", level)
     told = 0
     for k in range(1, len(log) + 1):
 
@@ -128,7 +141,7 @@ def test_a_disk_that_refuses_any_operation_changes_nothing_that_is_not_acknowled
             if count == k:
                 raise OSError((errno.ENOSPC, errno.EIO)[k % 2], "refused", str(path))
 
-        folder, files, script = tmp_path / str(k), FaultyFiles(fail=refuse), Script()
+        folder, files, script = home / str(k), FaultyFiles(fail=refuse), Script()
         life, failed = None, ""
         try:
             life = Life(folder, level, files)
@@ -145,7 +158,7 @@ def test_a_disk_that_refuses_any_operation_changes_nothing_that_is_not_acknowled
     assert told > len(log) // 2
 
 
-def test_what_a_disk_refused_can_be_asked_again_when_it_has_room(tmp_path: Path) -> None:
+def test_what_a_disk_refused_can_be_asked_again_when_it_has_room(home: Path) -> None:
     full = False
 
     def refuse(operation: str, path: Path, count: int) -> None:
@@ -153,7 +166,7 @@ def test_what_a_disk_refused_can_be_asked_again_when_it_has_room(tmp_path: Path)
             raise OSError(errno.ENOSPC, "No space left on device", str(path))
 
     files = FaultyFiles(fail=refuse)
-    life = Life(tmp_path / "x", files=files)
+    life = Life(home / "x", files=files)
     for i, m in enumerate(REQUESTS):
         full = True
         first = life.ask(m)
@@ -166,7 +179,7 @@ def test_what_a_disk_refused_can_be_asked_again_when_it_has_room(tmp_path: Path)
             life.ask(m)
         assert digest(life.handler) == STATES[i + 1]
     life.close()
-    again = Life(tmp_path / "x")
+    again = Life(home / "x")
     assert digest(again.handler) == STATES[-1]
     again.close()
     files.close()

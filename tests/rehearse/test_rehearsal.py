@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -26,7 +27,7 @@ in_namespaces = pytest.mark.skipif(REASON is not None, reason=REASON or "")
 def command(out: Path, *more: str) -> list[str]:
     """A rehearsal of the small cluster: two servers, and a worker."""
     job = [str(ADULT / "job.yaml"), f"data.train={ADULT / 'train.parquet'}", "data.test=[]", "train.staleness=0"]
-    job += ["train.max_steps=60", "train.epochs=9", "train.checkpoint.every_steps=20"]
+    job += ["train.max_steps=90", "train.epochs=9", "train.checkpoint.every_steps=20"]
     where = ["--cluster", str(ROOT / "deploy" / "clusters" / "gke-small.yaml"), "--worker-nodes", "1"]
     where += ["--prices", str(ROOT / "deploy" / "prices" / "google-us-central1.yaml"), "--out", str(out)]
     return [sys.executable, "-m", "satrap", "rehearse", *job, *where, *more]
@@ -42,7 +43,7 @@ def made_by(pid: int) -> list[str]:
     """Namespaces and bridges that a process has made."""
     names = subprocess.run(["ip", "netns", "list"], capture_output=True, text=True, check=True).stdout
     names += subprocess.run(["ip", "-o", "link", "show"], capture_output=True, text=True, check=True).stdout
-    return [w for w in names.replace(":", " ").split() if w.startswith((f"satrap-{pid}-", f"sb{pid}", f"sv{pid}"))]
+    return re.findall(rf"\b(?:satrap-{pid}-|s[bv]{pid}[a-z])[\w-]*", names)
 
 
 @in_namespaces

@@ -30,6 +30,7 @@ from types import TracebackType
 from typing import Self
 
 from satrap.errors import LaunchError
+from satrap.launch.session import PRIORITY
 from satrap.rehearse.processes import alive, children, kill, title
 from satrap.rehearse.scaled import Spec
 
@@ -174,7 +175,7 @@ class Nodes(ABC):
         self._folder, self._specs, self._port = folder, specs, PORT
         self.hosts: list[Host] = []
         self.env = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32), "RAY_USAGE_STATS_ENABLED": "0"}
-        self.env |= {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "1", **(env or {})}
+        self.env |= {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "1", **PRIORITY, **(env or {})}
         """For whoever speaks to the cluster. Of several machines, even where an outer Ray is one of loopback alone."""
 
     def __enter__(self) -> Self:
