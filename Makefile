@@ -28,7 +28,7 @@ FUZZ_SEED ?= 0
 unexport PYTHONPATH
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: help demo test lint native-test pytest chaos fuzz docs wheel clean
+.PHONY: help demo test lint native-test native-plain native-sanitize pytest chaos fuzz docs wheel clean build-tools installed-dev
 .DEFAULT_GOAL := help
 
 help:
@@ -38,7 +38,9 @@ demo: $(VENV)/installed
 	@echo "==> training on the Adult census data: who earns more than 50,000 dollars a year?"
 	$(BIN)/satrap train examples/adult/job.yaml
 
-test: lint native-test pytest
+# Side by side, see there; `make lint native-test pytest` does the same one after the other.
+test:
+	tests/all.sh
 
 lint: $(VENV)/installed-dev
 	$(BIN)/ruff check src tests benchmarks conftest.py
@@ -47,9 +49,14 @@ lint: $(VENV)/installed-dev
 	$(BIN)/lint-imports
 	$(BIN)/clang-format --dry-run -Werror $(CXX)
 
-# Twice: as shipped, and with the address and undefined-behaviour sanitizers.
-native-test: $(VENV)/installed-dev
-	PATH="$(abspath $(BIN)):$$PATH" native/tests/run.sh plain sanitize
+# Twice: as shipped, in the folder that the package was built in, and with the address and undefined-behaviour sanitizers.
+native-test: native-plain native-sanitize
+
+native-plain: $(VENV)/installed-dev
+	PATH="$(abspath $(BIN)):$$PATH" native/tests/run.sh plain
+
+native-sanitize: $(VENV)/build-tools
+	PATH="$(abspath $(BIN)):$$PATH" native/tests/run.sh sanitize
 
 # The doctests are those of the installed modules, so `satrap` here is the package, not the folder. conftest.py says
 # which tests share a process; PYTEST_ARGS="-n 0" runs all in one.
@@ -93,6 +100,9 @@ $(VENV)/installed-dev: $(VENV)/build-tools $(PACKAGE)
 	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python -m pip install --quiet --no-build-isolation \
 	  -C build-dir=build/native-tests-plain '.[dev]'
 	@touch $(VENV)/installed $@
+
+build-tools: $(VENV)/build-tools
+installed-dev: $(VENV)/installed-dev
 
 $(VENV)/installed-docs: $(VENV)/installed-dev
 	$(BIN)/python -m pip install --quiet $$($(BIN)/python -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]["docs"])')
