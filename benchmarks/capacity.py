@@ -6,6 +6,9 @@ sizes   for 1, 10, 100 and the maximal million rows, as far as they go: the tabl
 train   the maximal table and one of a million rows train in turns on the same job: batches of 4,096 samples of 8 ids
         each, zipf-distributed over all rows (a rank's row lies anywhere), pooled into a small network, by `Trainer.fit`
         at staleness 8; samples a second, and the ratio
+cold    the same with a table of which a fifth (`--memory`) of the rows lies in memory, the others in a file in
+        `--folder`: it is filled, and trains in turns with the one of a million rows. Not one of the parts that run
+        unless named: the file takes `--cold-rows` times a record, and half as much again
 
 Rows are of dim 64, int8, with row-wise Adagrad, unless told otherwise. Every table and every raw one lies in a process
 of its own, and takes turns with what it is compared with where memory has room for both; else one comes behind the
@@ -17,24 +20,28 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import statistics
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from msgspec import structs
+
 from benchmarks.capacity_data import ensure
 from benchmarks.harness import REPOSITORY, THIS_PYTHON, Reading, Side, describe, emit, interleave, ratio, result_hash
 from benchmarks.synthetic import default_data_dir
 from satrap.plan import RowBytes, bounds_of, row_bytes
-from satrap.schema import RowWiseAdagrad, Table, ValueFormat
+from satrap.schema import Cold, RowWiseAdagrad, Table, ValueFormat
 from satrap.schema.strict import plain
 from satrap.store.limit import MemoryRoom
 
-PARTS, TURNS = ("sizes", "train"), ("lookup", "update")
+PARTS, USUAL_PARTS, TURNS = ("sizes", "train", "cold"), ("sizes", "train"), ("lookup", "update")
 PARTITIONS = 64
 MILLION = 1_000_000
 TRAINING_BYTES = 2 << 30
@@ -56,11 +63,20 @@ class Sizes:
     warm_steps: int
     metered_steps: int
     train_rounds: int
+    cold_rows: int
 
 
-FULL = Sizes(None, (MILLION, 10 * MILLION, 100 * MILLION), 65_536, 64, 5, 64, 512, 5)
-USUAL = replace(FULL, rows=20 * MILLION, steps=(MILLION, 10 * MILLION), rounds=3, metered_steps=256, train_rounds=3)
-SMOKE = Sizes(40_000, (10_000,), 2_048, 2, 2, 2, 6, 2)
+FULL = Sizes(None, (MILLION, 10 * MILLION, 100 * MILLION), 65_536, 64, 5, 64, 512, 5, 500 * MILLION)
+USUAL = replace(
+    FULL,
+    rows=20 * MILLION,
+    steps=(MILLION, 10 * MILLION),
+    rounds=3,
+    metered_steps=256,
+    train_rounds=3,
+    cold_rows=20 * MILLION,
+)
+SMOKE = Sizes(40_000, (10_000,), 2_048, 2, 2, 2, 6, 2, 40_000)
 
 
 def main(argv: list[str]) -> int:
@@ -68,6 +84,10 @@ def main(argv: list[str]) -> int:
     options = _parse(argv)
     sizes = SMOKE if options.smoke else FULL if options.full else USUAL
     table = Table(name="t", dim=options.dim, format=ValueFormat(options.format), optimizer=RowWiseAdagrad(lr=0.02))
+    if options.only == ["cold"]:
+        emit(benchmark="capacity", machine=describe(), sizes=asdict(sizes), table=plain(table), threads=options.threads)
+        emit(**cold(table, sizes, options))
+        return 0
     left = MemoryRoom().left_bytes()
     rows = options.rows or sizes.rows or most_rows(table, left - TRAINING_BYTES)
     need = rows * planned(table, rows).total
@@ -111,9 +131,10 @@ def main(argv: list[str]) -> int:
         trained: dict[str, Any] = {}
         if large is not None and len(counts) > 1:
             small = stack.enter_context(opened(table, counts[0], sizes, options))
-            trained = compare_training(small, large, counts, sizes, options)
+            trained = compare_training(small, large, counts, sizes)
             emit(**trained)
-    emit(**headline(table, found, trained))
+    on_disk = cold(table, sizes, options) if "cold" in options.only else {}
+    emit(**{**headline(table, found, trained), **on_disk})
     return 0
 
 
@@ -123,11 +144,15 @@ def _parse(argv: list[str]) -> argparse.Namespace:
     )
     parser.add_argument("--smoke", action="store_true", help="tiny sizes, to see that it runs")
     parser.add_argument("--full", action="store_true", help="as many rows as memory has room for")
-    parser.add_argument("--only", type=lambda s: s.split(","), default=list(PARTS))
+    parser.add_argument("--only", type=lambda s: s.split(","), default=list(USUAL_PARTS), help=f"of: {','.join(PARTS)}")
     parser.add_argument("--rows", type=int, default=None, help="of the largest table, other than 20 million")
     parser.add_argument("--dim", type=int, default=64, choices=(16, 64, 128))
     parser.add_argument("--format", default="int8", choices=[f.value for f in ValueFormat if f != ValueFormat.BF16])
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--cold-rows", type=int, default=None, help="of the table with rows on disk")
+    parser.add_argument("--memory", type=float, default=0.2, help="share of its rows that stay in memory")
+    parser.add_argument("--evict", choices=("recency", "frequency"), default="frequency", help="which stay")
+    parser.add_argument("--folder", type=Path, default=Path(tempfile.gettempdir()), help="of the file with these rows")
     parser.add_argument("--data-dir", type=Path, default=default_data_dir(), help="where samples are made")
     return parser.parse_args(argv)
 
@@ -189,10 +214,18 @@ class Child:
 @contextmanager
 def opened(table: Table, rows: int, sizes: Sizes, options: argparse.Namespace, *, raw: bool = False) -> Iterator[Child]:
     """A child with so many rows."""
-    data = ensure(options.data_dir, rows, (sizes.warm_steps + sizes.metered_steps + 8) * 4096)
+    samples = (sizes.warm_steps + sizes.metered_steps + 8) * 4096
+    # Samples of their own for each round: those of the round before have their rows in memory.
+    data = [str(ensure(options.data_dir, rows, samples, seed=7 + r)) for r in range(sizes.train_rounds)]
     command = [THIS_PYTHON, "-m", "benchmarks.capacity_side", json.dumps(plain(table)), str(rows), str(options.threads)]
-    command += [str(sizes.batch), str(sizes.batches), str(sizes.warm_steps), str(sizes.metered_steps), str(data)]
-    command += [str(options.data_dir)] + (["raw"] if raw else [])
+    command += [
+        str(sizes.batch),
+        str(sizes.batches),
+        str(sizes.warm_steps),
+        str(sizes.metered_steps),
+        os.pathsep.join(data),
+    ]
+    command += [str(options.data_dir if table.cold is None else options.folder)] + (["raw"] if raw else [])
     process = subprocess.Popen(command, cwd=REPOSITORY, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     try:
         child = Child(process, command[:5])
@@ -248,9 +281,7 @@ def rates(
     return answer
 
 
-def compare_training(
-    small: Child, large: Child, counts: Sequence[int], sizes: Sizes, options: argparse.Namespace
-) -> dict[str, Any]:
+def compare_training(small: Child, large: Child, counts: Sequence[int], sizes: Sizes) -> dict[str, Any]:
     """Training on both, in turns."""
     rounds: dict[int, list[dict[str, Any]]] = {counts[0]: [], counts[-1]: []}
     sides = {counts[0]: small, counts[-1]: large}
@@ -268,6 +299,28 @@ def compare_training(
         "cpu_ratio": statistics.median(costs),
         "peak_rss_mib": rounds[counts[-1]][-1]["peak_rss_mib"],
         "other_cores": max(x["other_cores"] for found in rounds.values() for x in found),
+    }
+
+
+def cold(table: Table, sizes: Sizes, options: argparse.Namespace) -> dict[str, Any]:
+    """A table whose rarer rows lie on disk, beside a small one in memory."""
+    rows, few = options.cold_rows or sizes.cold_rows, sizes.steps[0]
+    large = structs.replace(table, cold=Cold(memory_rows=int(rows * options.memory), evict=options.evict))
+    with opened(large, rows, sizes, options) as child, opened(table, few, sizes, options) as small:
+        fill = {n: child.ready[n] for n in ("fill_s", "held_bytes", "grown_bytes", "cold", "hash")}
+        emit(filled_cold=rows, memory=options.memory, fill_mrows_per_s=rows / fill["fill_s"] / 1e6, **fill)
+        trained = compare_training(small, child, (few, rows), sizes)
+    return {
+        "headline": "capacity",
+        "cold_rows": rows,
+        "cold_parameters": rows * table.dim,
+        "cold_memory_gib": fill["held_bytes"] / 2**30,
+        "cold_fill_s": fill["fill_s"],
+        "cold_vs_smallest": trained["throughput_ratio"],
+        "cold_samples_per_s": trained["samples_per_s"],
+        "cold_cpu_ratio": trained["cpu_ratio"],
+        "other_cores": trained["other_cores"],
+        "commit": describe()["commit"],
     }
 
 

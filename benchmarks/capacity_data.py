@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
 from benchmarks.synthetic import ZIPF_EXPONENT
 
@@ -28,19 +29,24 @@ def ensure(folder: Path, rows: int, samples: int, *, seed: int = 7) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     aside = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     rng = np.random.default_rng([seed, rows])
-    step = next(n for n in range(int(rows * 0.618) | 1, 3 * rows, 2) if math.gcd(n, rows) == 1)
     schema = pa.schema([("label", pa.int8()), *((n, pa.int64()) for n in FEATURES)])
     with pq.ParquetWriter(aside, schema) as writer:
         for at in range(0, samples, GROUP_ROWS):
             count = min(GROUP_ROWS, samples - at)
             columns = [pa.array((rng.random(count) < 0.25).astype(np.int8))]
-            columns += [pa.array(_ranks(rng, count, rows) * step % rows) for _ in FEATURES]
+            columns += [pa.array(ids_of(_ranks(rng, count, rows), rows)) for _ in FEATURES]
             writer.write_table(pa.table(columns, schema=schema))
     aside.rename(path)
     return path
 
 
-def _ranks(rng: np.random.Generator, count: int, rows: int) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
+def ids_of(ranks: NDArray[np.int64], rows: int) -> NDArray[np.int64]:
+    """The ids that come at these places, from the most frequent (0) to the rarest (R - 1)."""
+    step = next(n for n in range(int(rows * 0.618) | 1, 3 * rows, 2) if math.gcd(n, rows) == 1)
+    return ranks * step % rows
+
+
+def _ranks(rng: np.random.Generator, count: int, rows: int) -> NDArray[np.int64]:
     """P(k) ∝ (k + 1)^-a, by inverting the distribution function of its continuous form."""
     power = 1.0 - ZIPF_EXPONENT
     inverse = (rng.random(count) * ((rows + 1.0) ** power - 1.0) + 1.0) ** (1.0 / power)

@@ -65,7 +65,10 @@ struct PartitionBound {
 
 constexpr uint8_t kUsed = 255;            // expiry: since the last sweep
 constexpr uint8_t kFrequencyAtFirst = 2;  // not the least, so that a new row has the time to be seen again
-constexpr uint64_t kRecencyUnits = 128, kExpiryUnits = 32, kSlackParts = 32;
+constexpr uint64_t kRecencyUnits = 128, kExpiryUnits = 32;
+// Rows go in batches of this part of a partition's share: each batch looks at all its rows. Rows that go to
+// disk go in larger ones; which they are is no part of any result.
+constexpr uint64_t kSlackParts = 32, kColdSlackParts = 16;
 constexpr uint64_t kClampEvery = 64;  // units of recency
 constexpr uint8_t kClampedAge = 160;  // kClampedAge + kClampEvery < 256: ages never wrap
 

@@ -165,6 +165,19 @@ void ColdTier::advise(const std::vector<uint64_t>& offsets) const {
     ::posix_fadvise(file_, static_cast<off_t>(at), record_bytes_, POSIX_FADV_WILLNEED);
 }
 
+void ColdTier::advise_ahead(const std::vector<uint64_t>& offsets) const {
+  advise(offsets);
+  asked_.fetch_add(static_cast<int64_t>(offsets.size()), std::memory_order_relaxed);
+}
+
+bool ColdTier::asked(size_t ids) const {
+  const auto n = static_cast<int64_t>(ids);
+  const int64_t left = asked_.fetch_sub(n, std::memory_order_relaxed);
+  // What was asked for and did not come is not counted for long.
+  if (left < n || left > 8 * n) asked_.store(0, std::memory_order_relaxed);
+  return 2 * left >= n;
+}
+
 bool ColdTier::read(uint32_t partition, uint64_t id, char* record, uint32_t* slot) const {
   const Part& part = parts_[partition];
   bool found = false;

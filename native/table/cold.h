@@ -70,6 +70,10 @@ class ColdTier {
   void prefetch_index(uint32_t partition, uint64_t id) const;
   // Has the system begin to read these, without waiting. Needs no lock.
   void advise(const std::vector<uint64_t>& offsets) const;
+  // The same, for a pull to come, which then does not ask again.
+  void advise_ahead(const std::vector<uint64_t>& offsets) const;
+  // Whether most of what so many ids without a row in memory need has been asked for ahead.
+  bool asked(size_t ids) const;
   // Reads the record of an id into `record`; false where there is none.
   bool read(uint32_t partition, uint64_t id, char* record, uint32_t* slot) const;
   void count_lookups(uint64_t n) const { looked_up_.fetch_add(n, std::memory_order_relaxed); }
@@ -132,6 +136,7 @@ class ColdTier {
   std::vector<uint32_t> free_;  // places in the file
   uint32_t next_ = 0, uses_ = 0;
   mutable std::atomic<uint64_t> looked_up_{0};
+  mutable std::atomic<int64_t> asked_{0};  // records asked for ahead, less the ids of pulls since
 };
 
 }  // namespace satrap

@@ -151,7 +151,7 @@ void Store::pull(const std::vector<PullItem>& items, bool create) {
     seals[slices[s].item].fetch_add(args.seal, std::memory_order_relaxed);
     if (!create)
       read_missing(table, item, missing[s]);
-    else
+    else if (table.cold() != nullptr && !table.cold()->asked(missing[s].size()))
       advise(table, item.ids, missing[s].data(), missing[s].size());
     if (!numbers[slice.item].empty()) missing[s].clear();
   });
@@ -425,7 +425,7 @@ void Store::prefetch(uint32_t index, const uint64_t* ids, size_t n) const {
       if (!table.find(ids[i])) table.cold()->locate(table.partition_of(ids[i]), ids[i], &offsets);
     }
     lock.unlock();
-    table.cold()->advise(offsets);
+    table.cold()->advise_ahead(offsets);
     offsets.clear();
   }
 }

@@ -522,7 +522,8 @@ void Table::take(uint32_t part, const uint64_t* ids, const uint32_t* positions, 
 void Table::make_room_for(uint32_t part, uint64_t entering, const std::vector<uint32_t>& spared) {
   const uint64_t most = share(part), rows = parts_[part].count + entering;
   if (rows <= most) return;
-  const std::vector<Victim> gone = victims(part, rows - most + most / kSlackParts, spared);
+  const uint64_t batch = most / (cold_ ? kColdSlackParts : kSlackParts);
+  const std::vector<Victim> gone = victims(part, rows - most + batch, spared);
   remove(part, gone);
   if (!cold_) bounds_[part].counts.evicted += gone.size();
 }
