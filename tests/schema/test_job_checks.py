@@ -11,6 +11,9 @@ from satrap.errors import JobError
 from satrap.schema import (
     DLRM,
     MLP,
+    SGD,
+    Adam,
+    AdamW,
     Categorical,
     Data,
     DeepFM,
@@ -212,3 +215,16 @@ class TestSpecsMadeInPython:
         assert a == b
         with pytest.raises(AttributeError):
             a.seed = 3  # type: ignore[misc]
+
+
+@pytest.mark.parametrize(("staleness", "damped", "beta1"), [(0, True, 0.9), (8, True, 0.5), (8, False, 0.9)])
+def test_momentum_of_rows_makes_room_for_the_delay_of_their_gradients(staleness, damped, beta1):
+    train = Train(embedding_optimizer=Adam(), optimizer=Adam(), staleness=staleness, staleness_damping=damped)
+    tables = (Table(name="own", optimizer=AdamW(beta1=0.9)), Table(name="plain", optimizer=SGD()))
+    features = tuple(Categorical(name=n) for n in ("any", "own", "plain"))
+    job = Job(
+        data=Data(train=("a.parquet",), label=(Label(column="y"),)), features=features, tables=tables, train=train
+    )
+    found = {t.name: t.optimizer for t in job.resolved_tables()}
+    assert found == {"any": Adam(beta1=beta1), "own": AdamW(beta1=beta1), "plain": SGD()}
+    assert job.train.optimizer == Adam(), "dense gradients are not late"

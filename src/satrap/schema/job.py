@@ -10,7 +10,7 @@ from satrap.schema.base import Spec
 from satrap.schema.checks import check
 from satrap.schema.features import Categorical, Feature, Label, Numeric, Sequence
 from satrap.schema.models import MLP, ModelSpec
-from satrap.schema.optimizers import Adam, Optimizer, RowWiseAdagrad
+from satrap.schema.optimizers import Adam, Optimizer, RowWiseAdagrad, with_delay
 from satrap.schema.strict import convert, plain
 from satrap.schema.tables import DENSE_DIM, DENSE_TABLE, Table, ValueFormat, Zeros
 
@@ -89,9 +89,10 @@ class Train(Spec, frozen=True, kw_only=True):
     has only some hundred steps in all; later on it makes no difference."""
     staleness_damping: bool = True
     """Divides that part of the rows' gradient which all samples of a batch share by 1 + the pushes outstanding, none of
-    which sees the others push the same way: with batches of thousands it would overshoot and swing. No effect at
-    staleness 0. Turn it off with batches of hundreds, where nothing swings and it costs a little, or for a network
-    that has no weights of its own to make up for it (no biases)."""
+    which sees the others push the same way: with batches of thousands it would overshoot and swing. And takes the
+    delay off the momentum of rows stepped by Adam: `beta1` so much smaller that gradients are no older on average when
+    they count (`schema.optimizers.with_delay`). No effect at staleness 0. Turn it off for a network that has no
+    weights of its own to make up for the first (no biases)."""
     dense_mode: Literal["sync", "async"] = "sync"
     """sync: every worker steps the same dense weights by the sum of all workers' gradients. async: the dense weights
     are rows of a table on the servers too, up to `staleness` pushes old when a worker computes with them, and no worker
@@ -165,16 +166,17 @@ class Job(Spec, frozen=True, kw_only=True):
         return feature.table or feature.name
 
     def resolved_tables(self) -> tuple[Table, ...]:
-        """Every table of the job, each with its optimizer filled in: those the features use, in order of first use, and
-        with `dense_mode: async` that of the dense weights."""
+        """Every table of the job, each with its optimizer filled in, momentum damped by `staleness_damping`: those the
+        features use, in order of first use, and with `dense_mode: async` that of the dense weights."""
         declared = {t.name: t for t in self.tables}
         used: dict[str, Table] = {}
         for f in self.id_features:
             name = self.table_of(f)
             table = declared.get(name) or Table(name=name, dim=self.default_dim, format=self.default_format)
-            if table.optimizer is None:
-                table = msgspec.structs.replace(table, optimizer=self.train.embedding_optimizer)
-            used.setdefault(name, table)
+            optimizer = table.optimizer or self.train.embedding_optimizer
+            if self.train.staleness_damping:
+                optimizer = with_delay(optimizer, self.train.staleness)
+            used.setdefault(name, msgspec.structs.replace(table, optimizer=optimizer))
         if self.train.dense_mode == "async":
             optimizer, zeros = self.train.optimizer, Zeros()
             used[DENSE_TABLE] = Table(name=DENSE_TABLE, dim=DENSE_DIM, initializer=zeros, optimizer=optimizer)

@@ -10,6 +10,8 @@ from __future__ import annotations
 
 from enum import StrEnum
 
+import msgspec
+
 from satrap.schema.base import Spec
 
 
@@ -95,3 +97,20 @@ class Ftrl(Spec, frozen=True, kw_only=True, tag_field="kind", tag="ftrl"):
 
 
 Optimizer = SGD | Adagrad | RowWiseAdagrad | Adam | AdamW | Ftrl
+
+
+def with_delay(optimizer: Optimizer, delay: int) -> Optimizer:
+    """The optimizer for gradients that come `delay` steps late: with so much less momentum that they count at the same
+    mean age.
+
+    A delay acts like momentum (Mitliagkas et al. 2016, "Asynchrony begets momentum"), and adds to what the optimizer
+    has: the gradients in Adam's first moment are beta1 / (1 - beta1) steps old on average. What is left of that after
+    the delay gives the new beta1; 0 where nothing is. Optimizers without momentum are returned as they are.
+
+    >>> [with_delay(Adam(beta1=0.9), delay).beta1 for delay in (0, 4, 8, 64)]
+    [0.9, 0.833333, 0.5, 0.0]
+    """
+    if not delay or not isinstance(optimizer, Adam | AdamW):
+        return optimizer
+    age = max(0.0, optimizer.beta1 / (1.0 - optimizer.beta1) - delay)
+    return msgspec.structs.replace(optimizer, beta1=round(age / (1.0 + age), 6))
