@@ -220,7 +220,7 @@ class TestSpecsMadeInPython:
 @pytest.mark.parametrize(("staleness", "damped", "beta1"), [(0, True, 0.9), (8, True, 0.5), (8, False, 0.9)])
 def test_momentum_of_rows_makes_room_for_the_delay_of_their_gradients(staleness, damped, beta1):
     train = Train(embedding_optimizer=Adam(), optimizer=Adam(), staleness=staleness, staleness_damping=damped)
-    tables = (Table(name="own", optimizer=AdamW(beta1=0.9)), Table(name="plain", optimizer=SGD()))
+    tables = (Table(name="own", dim=8, optimizer=AdamW()), Table(name="plain", dim=8, optimizer=SGD()))
     features = tuple(Categorical(name=n) for n in ("any", "own", "plain"))
     job = Job(
         data=Data(train=("a.parquet",), label=(Label(column="y"),)), features=features, tables=tables, train=train
