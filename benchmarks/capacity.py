@@ -34,7 +34,18 @@ from typing import Any
 from msgspec import structs
 
 from benchmarks.capacity_data import ensure
-from benchmarks.harness import REPOSITORY, THIS_PYTHON, Reading, Side, describe, emit, interleave, ratio, result_hash
+from benchmarks.harness import (
+    REPOSITORY,
+    THIS_PYTHON,
+    Reading,
+    Side,
+    answer_of,
+    describe,
+    emit,
+    interleave,
+    ratio,
+    result_hash,
+)
 from benchmarks.synthetic import default_data_dir
 from satrap.plan import RowBytes, bounds_of, row_bytes
 from satrap.schema import Cold, RowWiseAdagrad, Table, ValueFormat
@@ -201,14 +212,7 @@ class Child:
         self._process.stdout.close()
 
     def _answer(self) -> dict[str, Any]:
-        assert self._process.stdout is not None
-        line = self._process.stdout.readline()
-        while line and not line.startswith("{"):
-            line = self._process.stdout.readline()
-        if not line:
-            raise SystemExit(f"{' '.join(self._command)} ended; what it said is above")
-        answer: dict[str, Any] = json.loads(line)
-        return answer
+        return answer_of(self._process, f"{' '.join(self._command)} ended; what it said is above")
 
 
 @contextmanager

@@ -308,6 +308,19 @@ def run_json(
     return answer
 
 
+def answer_of(process: subprocess.Popen[str], ended: str) -> dict[str, Any]:
+    """The next JSON object that a process prints on a line of its own; other lines are passed over. Raises SystemExit
+    with `ended` where it has none."""
+    assert process.stdout is not None
+    line = process.stdout.readline()
+    while line and not line.startswith("{"):
+        line = process.stdout.readline()
+    if not line:
+        raise SystemExit(ended)
+    answer: dict[str, Any] = json.loads(line)
+    return answer
+
+
 def python_has(python: str, module: str) -> bool:
     """Whether the interpreter at `python` can import `module`."""
     done = subprocess.run([python, "-c", f"import {module}"], capture_output=True, check=False)

@@ -20,7 +20,6 @@ from __future__ import annotations
 
 import argparse
 import gc
-import json
 import subprocess
 import sys
 import tempfile
@@ -40,6 +39,7 @@ from benchmarks.harness import (
     THIS_PYTHON,
     Reading,
     Side,
+    answer_of,
     describe,
     emit,
     interleave,
@@ -295,16 +295,8 @@ class Worker:
         return Reading(**self._answer())
 
     def _answer(self) -> dict[str, Any]:
-        assert self._process.stdout is not None
-        line = self._process.stdout.readline()
-        while line and not line.startswith("{"):
-            line = self._process.stdout.readline()
-        if not line:
-            raise RuntimeError(
-                "the FBGEMM worker ended; run it by hand to see why: python -m benchmarks.peers.fbgemm_side"
-            )
-        answer: dict[str, Any] = json.loads(line)
-        return answer
+        why = "the FBGEMM worker ended; run it by hand to see why: python -m benchmarks.peers.fbgemm_side"
+        return answer_of(self._process, why)
 
 
 @contextmanager

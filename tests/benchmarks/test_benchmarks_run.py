@@ -62,7 +62,8 @@ def test_formats_benchmark_weighs_and_times_every_format() -> None:
 
 @pytest.mark.skipif(shutil.which(os.environ.get("CXX", "c++")) is None, reason="the raw limits need a C++ compiler")
 def test_capacity_benchmark_fills_times_and_trains_the_largest_table_beside_a_small_one(tmp_path: Path) -> None:
-    lines = run("capacity", "--smoke", "--data-dir", str(tmp_path))
+    parts = ("--only", "sizes,train,cold", "--folder", str(tmp_path))
+    lines = run("capacity", "--smoke", "--data-dir", str(tmp_path), *parts)
     filled = {x["filled"]: x for x in lines if "filled" in x}
     assert list(filled) == [10_000, 40_000]
     for line in filled.values():
@@ -71,10 +72,12 @@ def test_capacity_benchmark_fills_times_and_trains_the_largest_table_beside_a_sm
         assert line["lookup_vs_raw"] > 0
         assert line["update_vs_raw"] > 0
     rounds = [x["trained"] for x in lines if "round" in x]
-    assert rounds == [10_000, 40_000, 40_000, 10_000]
+    assert rounds == 2 * [10_000, 40_000, 40_000, 10_000]
+    assert any(x.get("returned_a_sample", 0) > 0 for x in lines), "rows have come back from disk"
     end = lines[-1]
-    assert (end["rows"], end["parameters"]) == (40_000, 40_000 * 64)
+    assert (end["rows"], end["parameters"], end["cold_rows"]) == (40_000, 40_000 * 64, 40_000)
     assert end["train_vs_smallest"] > 0
+    assert end["cold_vs_smallest"] > 0
 
 
 def test_capacity_benchmark_refuses_rows_that_memory_has_no_room_for() -> None:
