@@ -206,11 +206,16 @@ def read_file(path: Path, files: Files = LOCAL) -> bytearray:
 
 
 def make_directories(path: Path, files: Files = LOCAL) -> None:
-    """Makes a directory and those above it that are missing, each durable in its parent. Raises OSError."""
+    """Makes a directory and those above it that are missing, each durable in its parent; others may be making the same
+    ones. Raises OSError."""
     if files.is_directory(path):
         return
     make_directories(path.parent, files)
-    files.make_directory(path)
+    try:
+        files.make_directory(path)
+    except FileExistsError:
+        if not files.is_directory(path):
+            raise
     files.sync_directory(path.parent)
 
 
