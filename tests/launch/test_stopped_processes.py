@@ -37,7 +37,7 @@ def test_processes_that_are_stopped_for_a_while_are_waited_for_and_nothing_goes_
 def test_a_server_that_stays_silent_past_its_deadline_is_replaced_and_does_not_wake(
     tmp_path: Path, cluster: str, undisturbed: str
 ) -> None:
-    with disturbed(tmp_path, cluster, "--server-deadline", "10") as run:
+    with disturbed(tmp_path, cluster, "--server-deadline", "4") as run:
         run.saves()
         pid = run.targets()["server 1"].pid
         os.kill(pid, signal.SIGSTOP)
@@ -45,7 +45,7 @@ def test_a_server_that_stays_silent_past_its_deadline_is_replaced_and_does_not_w
         assert not alive(pid)
         text = run.ends()
     assert "server 1 (ipc://@satrap-" in text
-    assert "has not answered for 10 s" in text
+    assert "has not answered for 4 s" in text
     assert digest(run.run) == undisturbed
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import socket
 import threading
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -25,6 +27,55 @@ def test_a_server_that_is_not_there_is_named_with_its_address_when_the_deadline_
         says = rf"server 1 \({cluster.placement.addresses[1]}\) has not answered for 0.3 s"
         with impatient(client), pytest.raises(ServerUnreachable, match=says):
             pull(client, "t", IDS)
+
+
+def test_a_server_that_falls_silent_with_a_push_that_it_holds_is_called_so_at_the_deadline() -> None:
+    # Once it had said that it holds a push, it was given the half hour that other workers may take.
+    with Cluster([exact()]) as cluster:
+        client = cluster.connect(patience=Patience(resend_s=0.05, step_deadline_s=1800.0))
+        pull(client, "t", IDS, create=True)
+        with impatient(client, 2.0):
+            pending = client.submit_push(push_of(1, IDS, 1, merge=2))
+            seen: list[ServiceError] = []
+
+            def wait() -> None:
+                try:
+                    pending.result()
+                except ServiceError as e:
+                    seen.append(e)
+
+            waiting = threading.Thread(target=wait, daemon=True)
+            waiting.start()
+            until(lambda: any(c.held for link in client._exchange._links for c in link.pending.values()))
+            waiting.join(4.0)
+            assert waiting.is_alive(), "as long as the server answers, the others of its step are waited for"
+            cluster.servers[0].stop()
+            waiting.join(60)
+        assert isinstance(seen[0], ServerUnreachable)
+        assert "has not answered for 2 s" in str(seen[0])
+
+
+def test_whoever_hangs_up_where_a_server_was_does_not_make_the_keys_wrong() -> None:
+    # A server that was stopped fails handshakes by the dozen, and the run ended for want of keys.
+    with Cluster([exact()]) as cluster:
+        client = cluster.connect()
+        pull(client, "t", IDS, create=True)
+        port = int(cluster.placement.addresses[0].rpartition(":")[2])
+        cluster.stop(0)
+        with socket.create_server(("127.0.0.1", port)) as there:
+            taken: list[None] = []
+
+            def hang_up() -> None:
+                with suppress(OSError):
+                    while True:
+                        there.accept()[0].close()
+                        taken.append(None)
+
+            threading.Thread(target=hang_up, daemon=True).start()
+            with impatient(client, 3.0), pytest.raises(ServerUnreachable):
+                pull(client, "t", IDS)
+            there.shutdown(socket.SHUT_RDWR)
+        assert len(taken) > 3
 
 
 def test_requests_that_were_under_way_when_a_server_stopped_are_answered_when_it_is_back() -> None:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import math
 import secrets
 import socket
 import threading
@@ -35,6 +36,8 @@ GAP_PAUSE_S = 0.003
 """What is missing is not sent again sooner than this after the last time: it may be on its way."""
 ORPHAN_RESENDS = 5
 """Times `resend_s` that a request may be told that a push is missing which has been acknowledged."""
+HELD_TRIES = 4
+"""Times that a push which is held is sent again within a deadline: each is answered as long as the server lives."""
 HEARTBEAT_MS = 5_000
 """How often an idle connection is tried, so that one that died without a word is made anew."""
 
@@ -54,6 +57,8 @@ class Call:
     tries: int = 0
     gaps: int = 0
     held: Held | None = None
+    step_ends_at: float = math.inf
+    """Of a push that is held: until when those of other clients may come."""
     done: bool = False
     answer: Message | None = None
     error: Exception | None = None
@@ -344,6 +349,8 @@ class Exchange:
         call.sent_at = time.monotonic()
         call.send_at = call.sent_at + call.wait_s
         call.wait_s = min(2 * call.wait_s, RESEND_MAX * self._patience.resend_s)
+        if call.held is not None:
+            call.wait_s = min(call.wait_s, self._deadline_s / HELD_TRIES)
         try:
             link.socket.send_multipart(encode(message), zmq.NOBLOCK, copy=False)
         except zmq.Again:
@@ -404,10 +411,14 @@ class Exchange:
             case Gap():
                 self._fill_gap(link, call, answer)
             case Held():
-                # The server lives: others are to blame for the wait, up to a longer deadline.
+                # The server lives, and others are to blame for the wait, up to a longer deadline. It is asked again
+                # and again meanwhile, and must go on answering.
+                now = time.monotonic()
                 if call.held is None:
-                    call.expires_at = time.monotonic() + self._patience.step_deadline_s
+                    call.step_ends_at = now + self._patience.step_deadline_s
+                    call.send_at = min(call.send_at, now + self._deadline_s / HELD_TRIES)
                 call.held = answer
+                call.expires_at = min(call.step_ends_at, now + self._deadline_s)
             case Failure():
                 self._failed(link, call, answer)
             case _:
@@ -470,7 +481,7 @@ class Exchange:
 
     def _expire(self, link: _Link, call: Call) -> None:
         where, seconds = self.where(link.server), self._patience.step_deadline_s
-        if call.held is not None:
+        if call.held is not None and time.monotonic() >= call.step_ends_at:
             there = f"{call.held.there} of the {call.held.merge} pushes of its step are there"
             error = ServiceError(f"{where}: a push has waited for those of other workers for {seconds:g} s; {there}")
         else:

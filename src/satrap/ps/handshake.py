@@ -12,7 +12,7 @@ from zmq.utils.monitor import recv_monitor_message
 
 TRIES = 3
 """Handshakes that fail without a reason, one after the other, until the keys are called wrong: a server that is killed
-fails one too."""
+fails one too. Where one has succeeded the keys are right, and whoever is stopped or gone fails any number."""
 
 
 class Handshakes:
@@ -31,6 +31,7 @@ class Handshakes:
         self.monitor: Any = socket.get_monitor_socket(wanted)
         """To be polled; then `refusal` has something to read."""
         self._failed = 0
+        self._succeeded = False
 
     def refusal(self) -> str | None:
         """Why there will never be a connection; None where nothing speaks against one."""
@@ -40,7 +41,8 @@ class Handshakes:
                 return "it does not know this client's key: both need their files from one folder of `satrap keys new`"
             if event == zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL:
                 return "one of the two has keys and the other has none: give both the same folder (--keys)"
-            self._failed = self._failed + 1 if event == zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL else 0
+            self._succeeded |= event == zmq.EVENT_HANDSHAKE_SUCCEEDED
+            self._failed = 0 if self._succeeded else self._failed + 1
             # The other end may hang up before its greeting is read here, so that two ends of which one has no keys can
             # look like this as well.
             if self._failed == TRIES:
