@@ -363,6 +363,42 @@ NB_MODULE(_native, m) {
              std::unique_lock lock(t.mutex());
              return t.import_bound(partition, state.c_str(), state.size());
            })
+      .def("keep_removals",
+           [](Store& s, uint32_t table) {
+             need(table < s.tables(), "no such table");
+             std::unique_lock lock(s.table(table).mutex());
+             s.table(table).keep_removals();
+           })
+      .def("removals_lost",
+           [](Store& s, uint32_t table, uint32_t partition) {
+             need(table < s.tables(), "no such table");
+             Table& t = s.table(table);
+             need(partition < t.partitions() && t.bounded(), "no such partition of a bounded table");
+             std::shared_lock lock(t.mutex());
+             return t.bound(partition).removed.lost;
+           })
+      .def("take_removals",
+           [](Store& s, uint32_t table, uint32_t partition) {
+             need(table < s.tables(), "no such table");
+             Table& t = s.table(table);
+             need(partition < t.partitions() && t.bounded(), "no such partition of a bounded table");
+             std::string state;
+             std::unique_lock lock(t.mutex());
+             const Removals removed = t.take_removals(partition, &state);
+             const size_t n = removed.ids.size();
+             std::unique_ptr<uint64_t[]> ids(new uint64_t[n]);
+             std::copy(removed.ids.begin(), removed.ids.end(), ids.get());
+             return nb::make_tuple(removed.lost, owned(std::move(ids), {n}),
+                                   nb::bytes(state.data(), state.size()));
+           })
+      .def("advance_bound",
+           [](Store& s, uint32_t table, uint32_t partition, const nb::bytes& state) {
+             need(table < s.tables(), "no such table");
+             Table& t = s.table(table);
+             if (partition >= t.partitions() || !t.bounded()) return false;
+             std::unique_lock lock(t.mutex());
+             return t.advance_bound(partition, state.c_str(), state.size());
+           })
       .def("export_rows",
            [](Store& s, uint32_t index, uint32_t partition) {
              need(index < s.tables(), "no such table");
@@ -402,9 +438,9 @@ NB_MODULE(_native, m) {
              Table& t = s.table(index);
              const RowLayout& l = t.layout();
              const size_t value_bytes = stored_bytes(t.spec().format, l.dim);
-             const uint32_t words = exported_words(t.spec());
+             const uint32_t words = exported_words(t.spec()), marks_of = t.exported_marks();
              std::unique_ptr<uint64_t[]> found;
-             std::unique_ptr<uint8_t[]> values;
+             std::unique_ptr<uint8_t[]> values, marks;
              std::unique_ptr<float[]> state;
              size_t n = 0;
              {
@@ -416,16 +452,19 @@ NB_MODULE(_native, m) {
                found.reset(new uint64_t[most]);
                values.reset(new uint8_t[most * value_bytes]);
                state.reset(new float[most * words]);
+               marks.reset(new uint8_t[most * marks_of]);
                for (size_t i = 0; i < most; ++i) {
                  const Row row = t.find_anywhere(ids.data()[i], &record);
                  if (!row) continue;
                  found[n] = ids.data()[i];
                  export_row(t.spec(), row, values.get() + n * value_bytes, state.get() + n * words);
+                 if (marks_of != 0) t.export_marks(t.partition_of(found[n]), row, marks.get() + n * marks_of);
                  ++n;
                }
              }
              return nb::make_tuple(owned(std::move(found), {n}), owned(std::move(values), {n, value_bytes}),
-                                   owned(std::move(state), {n, words}));
+                                   owned(std::move(state), {n, words}),
+                                   owned(std::move(marks), {n, marks_of}));
            })
       .def("import_rows", [](Store& s, uint32_t index, const std::vector<Block>& blocks) {
         need(index < s.tables(), "no such table");

@@ -24,6 +24,7 @@
 #include <algorithm>
 #include <cstdint>
 #include <functional>
+#include <vector>
 
 #include "table/sketch.h"
 #include "table/spec.h"
@@ -54,6 +55,12 @@ struct Victim {
 using EvictionSink =
     std::function<void(uint32_t partition, const Victim* victims, const Row* rows, size_t n)>;
 
+// Which rows a partition has removed by its own rules since somebody asked, for who copies what has changed.
+struct Removals {
+  std::vector<uint64_t> ids;
+  bool lost = false;  // there are more than are kept, or marks can no more be told from those of then
+};
+
 struct PartitionBound {
   static constexpr uint64_t kUnset = ~uint64_t{0};
   uint64_t made = 0;       // rows so far: the clock of recency, and when to halve frequencies
@@ -61,8 +68,12 @@ struct PartitionBound {
   uint64_t tick = kUnset;  // unit of time that expiry marks are relative to
   BoundCounts counts;
   Sketch sketch;
+  Removals removed;
+  uint64_t swept = kUnset;  // `tick` of the first sweep since they were asked for
 };
 
+// Ids of removed rows that are kept: half as many as there are rows, and so many of few.
+constexpr uint64_t kRemovedLeast = 1024;
 constexpr uint8_t kUsed = 255;            // expiry: since the last sweep
 constexpr uint8_t kFrequencyAtFirst = 2;  // not the least, so that a new row has the time to be seen again
 constexpr uint64_t kRecencyUnits = 128, kExpiryUnits = 32;

@@ -555,8 +555,11 @@ void Table::expire(uint32_t part, uint64_t seconds, const std::vector<uint32_t>&
   PartitionBound& b = bounds_[part];
   const uint64_t tick = (spec.ttl_seconds ? seconds : b.step) / expiry_unit(spec);
   const uint64_t passed = b.tick == PartitionBound::kUnset || tick <= b.tick ? 0 : tick - b.tick;
+  // Rows that came from elsewhere age from here on, and nothing says so.
+  if (b.tick == PartitionBound::kUnset && parts_[part].count != 0) b.removed = {{}, true};
   if (b.tick == PartitionBound::kUnset || tick > b.tick) b.tick = tick;
   if (passed == 0) return;
+  if (b.swept == PartitionBound::kUnset) b.swept = tick;
   const TableView t = view();
   const uint32_t rows = parts_[part].next_row,
                  which = spec.eviction != Eviction::kNone ? layout_.mark_stride : 0;
@@ -651,9 +654,24 @@ void Table::remove(uint32_t part, const std::vector<Victim>& rows) {
     for (const Victim& v : rows) handed.push_back(row_at(t, views_[part], v.number));
     sink_(part, rows.data(), handed.data(), rows.size());
   }
+  if (keeps_removals_) note_removals(part, rows);
   for (const Victim& v : rows) unlink(part, mix(v.id));
   p.removed_at = generation_;
   publish(part);
+}
+
+void Table::note_removals(uint32_t part, const std::vector<Victim>& rows) {
+  Removals& removed = bounds_[part].removed;
+  const uint64_t most = std::max(kRemovedLeast, parts_[part].count / 2);
+  if (!removed.lost && removed.ids.size() + rows.size() <= most) {
+    try {
+      for (const Victim& v : rows) removed.ids.push_back(v.id);
+      return;
+    } catch (const std::bad_alloc&) {
+      // Whoever asks must look at all rows.
+    }
+  }
+  removed = {{}, true};
 }
 
 void Table::make_room(uint32_t part) {
@@ -762,7 +780,8 @@ void Table::import_marks(uint32_t part, const Row& row, const uint8_t* marks) {
 namespace {
 // As docs/formats/rows.md has it: before the counters of the sketch.
 struct BoundState {
-  uint32_t version, partition, partitions, zero;
+  uint32_t version, partition, partitions;
+  uint32_t since;  // units of expiry since the first sweep, where it is for `advance_bound`
   uint64_t made, step, tick, admitted, evicted, expired, refused, window, seen;
 };
 static_assert(sizeof(BoundState) == 88);
@@ -805,6 +824,57 @@ bool Table::import_bound(uint32_t part, const char* data, size_t bytes) {
     }
   }
   return true;
+}
+
+Removals Table::take_removals(uint32_t part, std::string* bound) {
+  PartitionBound& b = bounds_[part];
+  *bound = export_bound(part);
+  if (b.swept != PartitionBound::kUnset) {
+    const auto since = static_cast<uint32_t>(std::min<uint64_t>(b.tick - b.swept, ~uint32_t{0}));
+    std::memcpy(bound->data() + offsetof(BoundState, since), &since, sizeof since);
+    b.swept = PartitionBound::kUnset;
+  }
+  return std::exchange(b.removed, {});
+}
+
+bool Table::advance_bound(uint32_t part, const char* data, size_t bytes) {
+  const uint64_t made = bounds_[part].made, tick = bounds_[part].tick;
+  if (!import_bound(part, data, bytes)) return false;
+  BoundState state;
+  std::memcpy(&state, data, sizeof state);
+  age_marks(part, made, tick, state.since);
+  return true;
+}
+
+// What `entered_one` and `expire` have done, from (made, tick) to what the partition is at now, to rows that
+// were not used meanwhile.
+void Table::age_marks(uint32_t part, uint64_t made, uint64_t tick, uint64_t since) {
+  if (layout_.marks == 0) return;
+  const PartitionBound& b = bounds_[part];
+  const Eviction eviction = spec_.bound.eviction;
+  const uint64_t most = std::max<uint64_t>(share(part), 1), unit = recency_unit(share(part));
+  // Times that marks were clamped or halved.
+  const uint64_t step = eviction == Eviction::kRecency ? unit * kClampEvery : most;
+  const bool aged = eviction != Eviction::kNone && b.made / step > made / step;
+  const uint64_t clamped = b.made / step * kClampEvery,
+                 halved = std::min<uint64_t>(b.made / step - made / step, 8);
+  const bool swept = spec_.bound.ttl != 0 && tick != PartitionBound::kUnset &&
+                     b.tick != PartitionBound::kUnset && b.tick > tick;
+  if (!aged && !swept) return;
+  const TableView t = view();
+  for (uint32_t i = 0; i < parts_[part].next_row; ++i) {
+    uint8_t* mark = marks_of(row_at(t, views_[part], i));
+    if (aged && eviction == Eviction::kRecency) {
+      const uint64_t age = static_cast<uint8_t>(made / unit - *mark) + (clamped - made / unit);
+      *mark = static_cast<uint8_t>(clamped - std::min<uint64_t>(age, kClampedAge));
+    } else if (aged) {
+      *mark = static_cast<uint8_t>(*mark >> halved);
+    }
+    if (!swept) continue;
+    if (eviction != Eviction::kNone) mark += layout_.mark_stride;
+    const uint64_t age = *mark == kUsed ? since : *mark + (b.tick - tick);
+    *mark = static_cast<uint8_t>(std::min<uint64_t>(age, kUsed - 1));
+  }
 }
 
 void export_row(const TableSpec& spec, const Row& row, uint8_t* values, float* state) {

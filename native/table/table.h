@@ -118,6 +118,13 @@ class Table {
   // left.
   std::string export_bound(uint32_t partition) const;
   bool import_bound(uint32_t partition, const char* state, size_t bytes);
+  // Has every partition keep the ids of rows that it removes by its rules, until they are taken.
+  void keep_removals() { keeps_removals_ = true; }
+  // Those since the last call, and what `export_bound` gives, for `advance_bound`.
+  Removals take_removals(uint32_t partition, std::string* bound);
+  // The partition goes on to a later state that `take_removals` gave: the marks of its rows become what they
+  // had become by then of rows that were not used. False as of `import_bound`.
+  bool advance_bound(uint32_t partition, const char* state, size_t bytes);
 
   // ---- the cold tier: see cold.h. Rows beyond a partition's share of the memory lie there; those of one
   // call stay in memory, also where they are more than the share.
@@ -195,6 +202,8 @@ class Table {
                                    std::vector<char>* records) const;
   void enter_cold(uint32_t partition, const uint64_t* ids, const std::vector<Returning>& rows,
                   std::vector<char>& records, uint32_t* numbers);
+  void note_removals(uint32_t partition, const std::vector<Victim>& rows);
+  void age_marks(uint32_t partition, uint64_t made, uint64_t tick, uint64_t since);
   // Has rows go until `entering` more find room. `spared`: row numbers that stay.
   void make_room_for(uint32_t partition, uint64_t entering, const std::vector<uint32_t>& spared);
   // Enters a row number under h.
@@ -212,6 +221,7 @@ class Table {
   std::vector<float> adam_bias_;
   std::vector<PartitionBound> bounds_;                 // empty: not bounded
   uint64_t share_ = ~uint64_t{0}, shares_larger_ = 0;  // the first so many partitions hold one row more
+  bool keeps_removals_ = false;
   EvictionSink sink_;
   std::unique_ptr<ColdTier> cold_;
   mutable std::shared_mutex mutex_;

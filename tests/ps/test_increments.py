@@ -23,7 +23,7 @@ EVERY = np.arange(200, dtype=np.uint64) * 7919
 
 @pytest.fixture(autouse=True, params=["PLAIN", "COLD"])
 def plain_tables(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Snapshots of bounded tables hold all rows; where rows lie makes no difference."""
+    """Bounded tables have tests of their own; where rows lie makes no difference."""
     monkeypatch.setattr(histories, "TABLES", getattr(histories, request.param))
 
 

@@ -113,7 +113,7 @@ class Model:
 def rows_in(store: Store, table: str, ids: Ids) -> dict[int, tuple[bytes, bytes]]:
     """Those of these ids that have a row: id → values and state as bytes. Rows as exported say all that matters but, of
     formats that draw no random bits, the count of updates."""
-    found, values, state = store.read_rows(table, ids)
+    found, values, state, _ = store.read_rows(table, ids)
     return {int(i): (v.tobytes(), s.tobytes()) for i, v, s in zip(found, values, state, strict=True)}
 
 
@@ -223,7 +223,7 @@ class Run:
         if not source or table.capacity is not None:
             return
         ids = ids[: len(source)].copy()
-        found, values, state = self.service.store.read_rows(table.name, np.array(source[: ids.size], np.uint64))
+        found, values, state, _ = self.service.store.read_rows(table.name, np.array(source[: ids.size], np.uint64))
         rows = [model.rows[int(i)] for i in found]
         request = wire.ImportRows(request=next(self._numbers), table=number, ids=ids, values=values, state=state)
         self._ask(request)

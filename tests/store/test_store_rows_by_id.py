@@ -33,7 +33,7 @@ def test_rows_by_id_are_those_of_the_export_and_missing_ones_are_left_out(form: 
     s = filled(form)
     exported = s.export_rows("t", 2)
     wanted = np.concatenate([exported[0][::-1], np.array([1, 4], np.uint64)])
-    for have, want in zip(s.read_rows("t", wanted), exported[:3], strict=True):
+    for have, want in zip(s.read_rows("t", wanted), exported, strict=True):
         assert have.dtype == want.dtype
         np.testing.assert_array_equal(have, want[::-1])
 

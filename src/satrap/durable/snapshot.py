@@ -38,7 +38,9 @@ from satrap.store import crc32c
 if TYPE_CHECKING:
     from typing_extensions import Buffer
 
-FORMAT, VERSION, READS = "satrap-snapshot", 2, (1, 2)
+FORMAT, VERSION, READS = "satrap-snapshot", 3, (1, 2, 3)
+PLAIN = 2
+"""Version of what has no changes of bounded tables: all else is the same."""
 MANIFEST, BEGIN, END, GONE = "manifest.json", "begin.satrap", "end.satrap", "gone.satrap"
 ADVICE = "Restore the folder from a copy, or go back to a checkpoint of the job"
 _NAME = re.compile(r"snapshot-(\d{20})")
@@ -248,7 +250,7 @@ class SnapshotWriter:
         self._settle()
         manifest = Manifest(
             format=FORMAT,
-            version=VERSION,
+            version=VERSION if self._base is not None and any(t.bounded for t in self._tables) else PLAIN,
             server=self._identity.server,
             life=f"{self._identity.life:016x}",
             fingerprint=self._identity.fingerprint.hex(),

@@ -17,7 +17,7 @@ from satrap.durable.record import Kind
 from satrap.durable.snapshot import BEGIN, Snapshot
 from satrap.ps.noting import Ids
 from satrap.ps.state import message_of
-from satrap.store import Store
+from satrap.store import Store, bound_partition
 
 
 @dataclass(slots=True)
@@ -65,6 +65,8 @@ def _take(m: wire.Message, found: dict[str, list[Ids]], changes: Changes, names:
     match m:
         case wire.Push() | wire.Pull():
             _enter(found, names, m.sections, m.ids)
+        case wire.ImportRows() if m.bound is not None:
+            changes.whole.add(bound_partition(m.bound))  # whose clocks are now others
         case wire.Erase() | wire.ImportRows():
             found.setdefault(names[m.table], []).append(m.ids.copy())
         case wire.Forget():

@@ -114,7 +114,7 @@ class RowCut:
         fresh = ids[self._touched.lookup(table, ids)[:, 0] == 0]
         if not fresh.size:
             return
-        block = RowBlock(*self._store.read_rows(table, fresh))
+        block = RowBlock(*self._store.read_rows(table, fresh)[:3])
         if block.ids.size:
             self._aside[table].add(block)
             self._bytes += bytes_of(block)

@@ -82,6 +82,7 @@ class Keeper:
         handler = self._handler
         epoch, begun = handler.epoch, time.perf_counter()
         own = Identity(index, handler.fingerprint, handler.service.life)
+        handler.service.store.keep_removals()
         self.recovered: Recovered = recover(self.folder, handler, own, limits, self.files)
         self.recovered.seconds = time.perf_counter() - begun
         for torn in self.recovered.torn:

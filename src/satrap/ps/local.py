@@ -218,7 +218,8 @@ class LocalService:
 
     def read_rows(self, table: str, ids: np.ndarray[tuple[int], np.dtype[np.uint64]]) -> RowBlock:
         """Those of these ids that have a row, whole."""
-        return RowBlock(*self.store.read_rows(table, ids))
+        ids, values, state, marks = self.store.read_rows(table, ids)
+        return RowBlock(ids, values, state, marks if table in self.store.bounded else None)
 
     def watch(self, heat: Heat) -> None:
         """Has every step told to a measure of staleness by heat."""
@@ -279,16 +280,19 @@ class LocalService:
             self.store.import_bound(table, block.bound)
         self.store.import_rows(table, block.ids, block.values, block.state, block.marks)
 
-    def import_many(self, table: str, blocks: Sequence[RowBlock]) -> None:
+    def import_many(self, table: str, blocks: Sequence[RowBlock], *, later: bool = False) -> None:
         """`import_rows` of one block after another, the faster where rows of several partitions are in them. What a
-        bounded table keeps beside its rows must come with all rows of its partition, and with them alone."""
+        bounded table keeps beside its rows must come with all rows of its partition, and with them alone.
+
+        `later`: with what has changed since the blocks imported before, see `Store.advance_bound`.
+        """
         if not blocks:
             return
         for block in blocks:
             self.store.check_rows(table, block.ids, block.values, block.state)
         for block in blocks:
             if block.bound is not None:
-                self.store.import_bound(table, block.bound)
+                (self.store.advance_bound if later else self.store.import_bound)(table, block.bound)
         self.store.import_many(table, [(b.ids, b.values, b.state, b.marks) for b in blocks])
 
     def erase(self, table: str, ids: np.ndarray[tuple[int], np.dtype[np.uint64]]) -> int:

@@ -164,8 +164,13 @@ def load_rows(chain: Sequence[Snapshot], handler: Handler, limits: wire.Limits) 
             for p in here:
                 for name, ids in gone[i].get(p, {}).items():
                     service.erase(name, ids)
-            for name in tables:
-                service.import_many(name, [blocks[name] for blocks, _ in read if name in blocks])
+            changed = chain[i].manifest.base is not None
+            for later in (False, True):
+                # Of a partition that is whole here, the rows of before are gone, and do not age.
+                which = [k for k, p in enumerate(here) if later == (changed and p not in chain[i].manifest.whole)]
+                for name in tables:
+                    blocks = [read[k][0][name] for k in which if name in read[k][0]]
+                    service.import_many(name, blocks, later=later)
             size += sum(n for _, n in read)
     return size
 

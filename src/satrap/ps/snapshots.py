@@ -12,7 +12,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
 from typing import Protocol, TypeVar
@@ -51,6 +51,10 @@ class Run(Protocol):
 
 class Stopped(Exception):  # noqa: N818
     """The server has ended."""
+
+
+class _TooMany(Exception):  # noqa: N818
+    """More rows went than it is known which."""
 
 
 @dataclass(slots=True)
@@ -112,16 +116,25 @@ class Snapshots:
 
         Raises JournalError or OSError; the last snapshot and the journal are then as they were.
         """
+        try:
+            return self._take()
+        except _TooMany as e:
+            _log.info("%s: the snapshot begins anew, with all rows", e)
+            return self._take()
+
+    def _take(self) -> Path | None:
         begun = time.perf_counter()
         keeper = self._keeper
         chain = self._chain()
-        begin, generation, state = self._run(lambda: self._begin(noting=bool(chain)))
+        begin, generation, state, lost = self._run(lambda: self._begin(noting=bool(chain)))
         path: Path | None = None
         try:
             if chain and chain[-1].manifest.begin == begin:
                 path = chain[-1].path  # nothing has changed
                 return path
             base, changes = self._changes(chain, begin)
+            if changes is not None:
+                changes.whole |= lost
             writer = SnapshotWriter(
                 keeper.folder,
                 keeper.journal.identity,
@@ -178,9 +191,8 @@ class Snapshots:
         return writer.publish(end)
 
     def _chain(self) -> list[Snapshot]:
-        """The snapshots on which the next one may build; none where it is to hold all rows, as with bounded tables: no
-        record says which rows went to make room."""
-        if self._all_rows or self._handler.service.store.bounded:
+        """The snapshots on which the next one may build; none where it is to hold all rows."""
+        if self._all_rows:
             return []
         try:
             chain = Snapshot.chain(self._keeper.folder, self._keeper.files)
@@ -225,12 +237,16 @@ class Snapshots:
             lines += [f"satrap_{name}{label} {value}" for label, value in values.items()]
         return "\n".join(lines) + "\n"
 
-    def _begin(self, *, noting: bool) -> tuple[int, int, State]:
+    def _begin(self, *, noting: bool) -> tuple[int, int, State, set[int]]:
+        """`_end`, and the partitions of which it is not known which rows have gone."""
         self._keeper.snapshot_began()
+        service, lost = self._handler.service, set[int]()
         if noting:
             # What changes before its unit is copied is in no record that was read by then.
-            self._notes = self._handler.service.note()
-        return self._end()
+            self._notes = service.note()
+            units = product(service.store.bounded, range(service.partitions))
+            lost = {p for t, p in units if service.store.removals_lost(t, p)}
+        return *self._end(), lost
 
     def _end(self) -> tuple[int, int, State]:
         begun = time.perf_counter()
@@ -260,13 +276,21 @@ class Snapshots:
             late = {t: by_partition(service.store, ids) for t, ids in self._notes.ids().items()}
         while wanted:
             partition, (number, table) = wanted.popleft()
+            removed, bound = None, None
+            if table in service.store.bounded:
+                removed, bound = service.store.take_removals(table, partition)
             if changes is None or partition in changes.whole:
                 block = service.export_rows(table, partition)
+            elif bound is not None and removed is None:
+                raise _TooMany(f"most rows of partition {partition} of table '{table}' went while it was taken")
             else:
-                ids = united((changes.ids.get(partition, {}).get(table), late.get(table, {}).get(partition)))
+                named = changes.ids.get(partition, {}).get(table)
+                ids = united((named, late.get(table, {}).get(partition), removed))
                 block = service.read_rows(table, ids)
                 if block.ids.size < ids.size:
                     gone.setdefault(number, []).append(np.setdiff1d(ids, block.ids, assume_unique=True))
+                if ids.size:
+                    block = replace(block, bound=bound)
             copied.append((self._keeper.journal.position, block))
             if time.perf_counter() - begun >= SLICE_S:
                 break

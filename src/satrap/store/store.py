@@ -491,6 +491,27 @@ class Store:
         another number of partitions, and nothing was taken."""
         return self._native.import_bound(self.index(table), bound_partition(state), state.tobytes())
 
+    def keep_removals(self) -> None:
+        """Has bounded tables keep the ids of rows that go by their rules, 8 bytes each, until `take_removals`. Of a
+        partition, at most half as many as it has rows."""
+        for table in self.bounded:
+            self._native.keep_removals(self.index(table))
+
+    def take_removals(self, table: str, partition: int) -> tuple[NDArray[np.uint64] | None, NDArray[np.uint8]]:
+        """The ids that have gone from a partition of a bounded table since the last call, some of which may have a row
+        again; None: there were too many to keep. And what `export_bound` gives, for `advance_bound`."""
+        lost, ids, state = self._native.take_removals(self.index(table), partition)
+        return None if lost else ids, np.frombuffer(state, np.uint8)
+
+    def removals_lost(self, table: str, partition: int) -> bool:
+        """Whether there are too many for `take_removals`."""
+        return self._native.removals_lost(self.index(table), partition)
+
+    def advance_bound(self, table: str, state: NDArray[np.uint8]) -> bool:
+        """Takes what a later `take_removals` gave, with the rows of the one before in place: those that were not used
+        meanwhile have aged. Import the others then. False as of `import_bound`."""
+        return self._native.advance_bound(self.index(table), bound_partition(state), state.tobytes())
+
     def export_rows(
         self, table: str, partition: int
     ) -> tuple[NDArray[np.uint64], StoredValues, NDArray[np.float32], NDArray[np.uint8]]:
@@ -504,13 +525,12 @@ class Store:
 
     def read_rows(
         self, table: str, ids: NDArray[np.uint64]
-    ) -> tuple[NDArray[np.uint64], StoredValues, NDArray[np.float32]]:
-        """Those of these ids [U] that have a row, in their order, with their rows, as `export_rows` gives them, without
-        marks."""
+    ) -> tuple[NDArray[np.uint64], StoredValues, NDArray[np.float32], NDArray[np.uint8]]:
+        """Those of these ids [U] that have a row, in their order, with their rows, as `export_rows` gives them."""
         _need_array(ids, np.uint64, 1, f"ids of table '{table}'")
         i = self.index(table)
-        found, values, state = self._call(lambda: self._native.read_rows(i, ids))
-        return found, self._stored(i, found.size, values), state
+        found, values, state, marks = self._call(lambda: self._native.read_rows(i, ids))
+        return found, self._stored(i, found.size, values), state, marks
 
     def _stored(self, table: int, rows: int, values: NDArray[np.uint8]) -> StoredValues:
         form = self.configuration[table].format
