@@ -18,6 +18,7 @@ Groups (`--only`, comma-separated):
 from __future__ import annotations
 
 import argparse
+import json
 import mmap
 import os
 import shutil
@@ -37,6 +38,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks import train_servers
+from benchmarks.durability_server import OPTIONS, TABLE
 from benchmarks.harness import REPOSITORY, THIS_PYTHON, Meter, describe, emit, run_json, wait_until_quiet
 from benchmarks.synthetic import default_data_dir, ensure
 from satrap import checkpoint
@@ -48,10 +50,8 @@ from satrap.store import keep_freed_memory
 GROUPS = ("train", "snapshot", "kill", "cut")
 LEVELS = ("none", "process", "disk")
 PIECE = 1 << 20
-TABLE = Table(name="t", dim=32, optimizer=RowWiseAdagrad(lr=0.02))
 ROW_BYTES = 8 + 4 * 32 + 4
 """Id, values, state."""
-OPTIONS: dict[str, Any] = {"seed": 3, "partitions": 64}
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,8 +72,6 @@ SMOKE = Sizes(train_servers.SMOKE, rows=20_000, pushes=3, batch=1_000, rounds=1)
 
 def main(argv: list[str]) -> int:
     """Runs the groups, prints JSON lines, the headline last."""
-    if argv[:1] == ["serve"]:
-        return _serve(Path(argv[1]))
     parser = argparse.ArgumentParser(
         prog="benchmarks durability", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -413,31 +411,32 @@ def kill(options: argparse.Namespace, sizes: Sizes, folder: Path) -> dict[str, A
             server[0].send_signal(signal.SIGKILL)
             server[0].wait()
             server = _begin(folder, server[1])
+            there = time.perf_counter()
             applied = push()
             seconds.append(time.perf_counter() - begun)
             assert applied > 0
-        emit(kill_to_next_gradient_s=seconds[-1])
+        recovered = server[2]
+        recovery_s = recovered["seconds"]
+        emit(
+            kill_to_next_gradient_s=seconds[-1], process_s=there - begun - recovery_s, recovery_s=recovery_s,
+            first_step_s=seconds[-1] - (there - begun), journal_mb=recovered["journal_bytes"] / 1e6,
+            snapshot_mb=recovered["snapshot_bytes"] / 1e6,
+        )  # fmt: skip
         server[0].kill()
         server[0].wait()
     return {"kill_to_next_gradient_s": statistics.median(seconds)}
 
 
-def _begin(folder: Path, bind: str) -> tuple[subprocess.Popen[str], str]:
-    command = [THIS_PYTHON, "-m", "benchmarks", "durability", "serve", str(folder)]
-    environment = {**os.environ, "SATRAP_BENCHMARK_BIND": bind}
-    process = subprocess.Popen(command, cwd=REPOSITORY, env=environment, stdout=subprocess.PIPE, text=True)
+def _begin(folder: Path, bind: str) -> tuple[subprocess.Popen[str], str, dict[str, float]]:
+    """A server process, its address, and what it has brought back."""
+    command = [THIS_PYTHON, "-m", "benchmarks.durability_server", str(folder), bind]
+    process = subprocess.Popen(command, cwd=REPOSITORY, stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
-    address = process.stdout.readline().strip()
-    if not address:
+    line = process.stdout.readline()
+    if not line:
         raise RuntimeError("the server did not begin; its error is above")
-    return process, address
-
-
-def _serve(folder: Path) -> int:
-    server = Server([TABLE], **OPTIONS, bind=os.environ["SATRAP_BENCHMARK_BIND"], keeping=Keeping(folder=folder))
-    print(server.address, flush=True)
-    server.serve_forever()
-    return 0
+    told = json.loads(line)
+    return process, told["address"], told["recovered"]
 
 
 if __name__ == "__main__":

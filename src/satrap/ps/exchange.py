@@ -40,6 +40,8 @@ HELD_TRIES = 4
 """Times that a push which is held is sent again within a deadline: each is answered as long as the server lives."""
 HEARTBEAT_MS = 5_000
 """How often an idle connection is tried, so that one that died without a word is made anew."""
+RECONNECT_MS, RECONNECT_MS_MAX = 50, 250
+"""How often an address is tried at which nobody answers: a server that has come back is not kept waiting."""
 
 
 @dataclass(slots=True, eq=False)
@@ -190,8 +192,8 @@ class Exchange:
         s.set_hwm(0)
         s.setsockopt(zmq.MAXMSGSIZE, self._limits.frame_bytes)
         s.setsockopt(zmq.HEARTBEAT_IVL, HEARTBEAT_MS)
-        s.setsockopt(zmq.RECONNECT_IVL, 50)
-        s.setsockopt(zmq.RECONNECT_IVL_MAX, 2000)
+        s.setsockopt(zmq.RECONNECT_IVL, RECONNECT_MS)
+        s.setsockopt(zmq.RECONNECT_IVL_MAX, RECONNECT_MS_MAX)
         if keys is not None:
             s.curve_serverkey = keys.server.encode()
             s.curve_publickey, s.curve_secretkey = keys.own.public.encode(), keys.own.secret.encode()

@@ -108,6 +108,7 @@ class Server:
         if keeping is not None:
             if store is not None:
                 raise ServiceError(f"server {index}: rows come from the history in {keeping.folder}, or from `store`")
+            keep_freed_memory()  # each record that is replayed is read into as much as the one before
             self._keeper = Keeper(keeping, self._handler, index, self._limits)
         self._commits: Commits | None = None
         self._snapshots: Snapshots | None = None
