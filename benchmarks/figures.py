@@ -164,7 +164,12 @@ def _figure(panels: Sequence[Panel | Curves], text: str) -> Figure:
             continue
         at = range(len(panel.bars))
         values = [b.value for b in panel.bars]
-        if panel.points:
+        if panel.points and all(b.half is None for b in panel.bars):
+            ax.scatter(values, at, color=[b.color for b in panel.bars], s=30)
+            ax.margins(x=0.15)
+            for i, v in enumerate(values):
+                ax.annotate(f"   {v:.4f}", (v, i), va="center", color=SOFT, fontsize=8)
+        elif panel.points:
             ax.axvline(0.0, color=SOFT, lw=1)
             ax.errorbar(values, at, xerr=[b.half or 0.0 for b in panel.bars], fmt="o", color=OURS, capsize=3)
         else:
@@ -267,6 +272,7 @@ def _peers(lines: Lines) -> Iterable[Panel]:
     for key, unit in (
         ("samples_per_s", "samples/s"),
         ("cpu_s_per_million", "CPU seconds per million samples, all processes"),
+        ("test_auc", "test AUC"),
         ("memory_mib", "MiB, all processes, the peers' rows in memory included"),
         ("first_batch_s", "seconds from the command to the first step"),
     ):
@@ -275,7 +281,7 @@ def _peers(lines: Lines) -> Iterable[Panel]:
             for x in sides
             if key in x
         ]
-        yield Panel(unit, bars, unit)
+        yield Panel(unit, bars, unit, points=key == "test_auc")
     lines_of = {x["system"]: x["lines"] for x in sides}
     yield Panel(
         "lines of user code", [Bar(s, n, OURS if s == "satrap" else OTHERS) for s, n in lines_of.items()], "lines"
