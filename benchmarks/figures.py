@@ -75,6 +75,8 @@ class Curves:
     """What stands at 0, 1, … on the x axis."""
     log: bool = False
     """Both axes."""
+    log_x: bool = False
+    """The x axis alone, and the y axis from 0."""
 
 
 def main(argv: list[str]) -> int:
@@ -199,6 +201,9 @@ def _draw_curves(ax: Axes, panel: Curves) -> None:
         ax.set(xscale="log", yscale="log")
         ends = [f(x for points in panel.lines.values() for x, _ in points) for f in (min, max)]
         ax.plot(ends, ends, color=SOFT, ls="--", lw=1, label="in proportion")
+    if panel.log_x:
+        ax.set_xscale("log")
+        ax.set_ylim(bottom=0)
     ax.set_xlabel(panel.x, color=SOFT)
     ax.set_ylabel(panel.y, color=SOFT)
     ax.grid(color="#e4e8ec")
@@ -288,6 +293,26 @@ def _peers(lines: Lines) -> Iterable[Panel]:
     )
 
 
+def _capacity(lines: Lines) -> Iterable[Panel | Curves]:
+    sizes = [x for x in lines if "lookup_vs_raw" in x and "filled" in x]
+    if sizes:
+        curves: dict[str, list[tuple[float, float]]] = {}
+        for turn, raw in (("lookup", "a raw gather"), ("update", "a raw read and write")):
+            for side, name in (("satrap", turn), ("raw", raw)):
+                curves[name] = [(x["filled"], x[f"{turn}_mrows_per_s"][side]) for x in sizes]
+        yield Curves("what size costs", curves, "rows of the table", "million rows/s", log_x=True)
+        bars = [Bar(f"{x['filled'] / 1e6:,.0f} million rows", x["fill_mrows_per_s"]) for x in sizes]
+        yield Panel("filling", bars, "million rows/s")
+    trained = [x for x in lines if isinstance(x.get("trained"), int)]
+    medians = {
+        n: statistics.median(x["samples_per_s"] for x in trained if x["trained"] == n)
+        for n in sorted({x["trained"] for x in trained})
+    }
+    cold = {x["filled_cold"]: f", {x['memory']:.0%} of them in memory" for x in lines if "filled_cold" in x}
+    bars = [Bar(f"{n / 1e6:,.0f} million rows{cold.get(n, '')}", v) for n, v in medians.items()]
+    yield Panel("training on batches drawn by Zipf's law, median of the rounds", bars, "samples/s")
+
+
 def _modes(lines: Lines) -> Iterable[Panel | Curves]:
     """AUC against samples; paired differences of the test AUC from synchronous training; staleness by heat; theory."""
     cases = [(dict(x["case"]), x) for x in lines if "case" in x and "test_auc" in x]
@@ -362,6 +387,7 @@ PANELS: dict[str, Callable[[Lines], Iterable[Panel | Curves]]] = {
     "wire": _wire,
     "store": _store,
     "pooling": _pooling,
+    "capacity": _capacity,
     "modes": _modes,
     "peers": _peers,
 }
