@@ -391,6 +391,60 @@ NB_MODULE(_native, m) {
              return nb::make_tuple(removed.lost, owned(std::move(ids), {n}),
                                    nb::bytes(state.data(), state.size()));
            })
+      .def("open_cut",
+           [](Store& s, uint32_t table) {
+             need(table < s.tables() && s.table(table).bounded(), "no such bounded table");
+             Table& t = s.table(table);
+             nb::gil_scoped_release release;
+             std::unique_lock lock(t.mutex());
+             s.pool().run(t.partitions(), [&](size_t p) { t.open_cut(static_cast<uint32_t>(p)); });
+             return t.cut_bytes();
+           })
+      .def("close_cut",
+           [](Store& s, uint32_t table, uint32_t partition) {
+             need(table < s.tables() && partition < s.table(table).partitions(), "no such partition");
+             nb::gil_scoped_release release;
+             std::unique_lock lock(s.table(table).mutex());
+             s.table(table).close_cut(partition);
+             return s.table(table).cut_bytes();
+           })
+      .def("cut_marks",
+           [](Store& s, uint32_t index, const Ids& ids) {
+             need(index < s.tables(), "no such table");
+             Table& t = s.table(index);
+             const size_t n = ids.shape(0), marks_of = t.exported_marks();
+             std::unique_ptr<uint8_t[]> marks(new uint8_t[n * marks_of]());
+             if (marks_of != 0) {
+               nb::gil_scoped_release release;
+               std::shared_lock lock(t.mutex());
+               t.cut_marks(ids.data(), n, marks.get());
+             }
+             return owned(std::move(marks), {n, marks_of});
+           })
+      .def("take_cut_rows",
+           [](Store& s, uint32_t index) {
+             need(index < s.tables(), "no such table");
+             Table& t = s.table(index);
+             CutRows rows;
+             bool whole = false;
+             {
+               nb::gil_scoped_release release;
+               std::unique_lock lock(t.mutex());
+               whole = t.take_cut_rows(&rows);
+             }
+             const size_t n = rows.ids.size();
+             const auto array = [&]<typename T>(const std::vector<T>& from, size_t width) {
+               std::unique_ptr<T[]> to(new T[n * width]);
+               std::copy(from.begin(), from.end(), to.get());
+               return owned(std::move(to), {n, width});
+             };
+             std::unique_ptr<uint64_t[]> ids(new uint64_t[n]);
+             std::copy(rows.ids.begin(), rows.ids.end(), ids.get());
+             return nb::make_tuple(whole, owned(std::move(ids), {n}),
+                                   array(rows.values, stored_bytes(t.spec().format, t.layout().dim)),
+                                   array(rows.state, exported_words(t.spec())),
+                                   array(rows.marks, t.exported_marks()));
+           })
       .def("advance_bound",
            [](Store& s, uint32_t table, uint32_t partition, const nb::bytes& state) {
              need(table < s.tables(), "no such table");

@@ -62,7 +62,8 @@ Table::Table(const TableSpec& spec, int partition_bits, Arena* arena)
       arena_(arena),
       secret_(random_secret()),
       parts_(size_t{1} << partition_bits),
-      views_(size_t{1} << partition_bits) {
+      views_(size_t{1} << partition_bits),
+      cuts_(size_t{1} << partition_bits) {
   for (Partition& p : parts_) {
     p.chunk_list.configure(arena, sizeof(Chunk), kChunkBlockBytes);
     p.value_list.configure(arena, layout_.value_stride, kRowBlockBytes);
@@ -340,6 +341,7 @@ void Table::clear() {
     p.count = 0;
     p.removed_at = generation_;
     if (bounded()) bounds_[i] = PartitionBound();
+    cuts_[i].reset();
     publish(i);
   }
 }
@@ -655,6 +657,7 @@ void Table::remove(uint32_t part, const std::vector<Victim>& rows) {
     sink_(part, rows.data(), handed.data(), rows.size());
   }
   if (keeps_removals_) note_removals(part, rows);
+  if (cuts_[part]) keep_for_cut(part, rows);
   for (const Victim& v : rows) unlink(part, mix(v.id));
   p.removed_at = generation_;
   publish(part);

@@ -10,6 +10,7 @@
 #include "base/arena.h"
 #include "table/bounds.h"
 #include "table/cold.h"
+#include "table/cut.h"
 #include "table/spec.h"
 #include "table/stash.h"
 #include "table/view.h"
@@ -126,6 +127,20 @@ class Table {
   // had become by then of rows that were not used. False as of `import_bound`.
   bool advance_bound(uint32_t partition, const char* state, size_t bytes);
 
+  // ---- a bounded table as of one moment, read while it goes on: see cut.h. One at a time.
+
+  // Of a partition as it is now; different ones from different threads at once. Throws std::bad_alloc.
+  void open_cut(uint32_t partition);
+  void close_cut(uint32_t partition);
+  // Of what is remembered beside the rows that are gone.
+  size_t cut_bytes() const;
+  // The marks that rows had when the cuts of their partitions were opened, of those that were there then and
+  // that nobody has named since; of others anything. `out` [n, exported marks].
+  void cut_marks(const uint64_t* ids, size_t n, uint8_t* out) const;
+  // The rows of all partitions that rules have removed since the last call, with their marks as of the cut.
+  // False: some are lost.
+  bool take_cut_rows(CutRows* out);
+
   // ---- the cold tier: see cold.h. Rows beyond a partition's share of the memory lie there; those of one
   // call stay in memory, also where they are more than the share.
 
@@ -203,6 +218,8 @@ class Table {
   void enter_cold(uint32_t partition, const uint64_t* ids, const std::vector<Returning>& rows,
                   std::vector<char>& records, uint32_t* numbers);
   void note_removals(uint32_t partition, const std::vector<Victim>& rows);
+  void cut_marks_of(uint32_t partition, uint32_t number, uint8_t* out) const;
+  void keep_for_cut(uint32_t partition, const std::vector<Victim>& rows);
   void age_marks(uint32_t partition, uint64_t made, uint64_t tick, uint64_t since);
   // Has rows go until `entering` more find room. `spared`: row numbers that stay.
   void make_room_for(uint32_t partition, uint64_t entering, const std::vector<uint32_t>& spared);
@@ -222,6 +239,7 @@ class Table {
   std::vector<PartitionBound> bounds_;                 // empty: not bounded
   uint64_t share_ = ~uint64_t{0}, shares_larger_ = 0;  // the first so many partitions hold one row more
   bool keeps_removals_ = false;
+  std::vector<std::unique_ptr<PartitionCut>> cuts_;  // null where none is open
   EvictionSink sink_;
   std::unique_ptr<ColdTier> cold_;
   mutable std::shared_mutex mutex_;

@@ -2,6 +2,7 @@
 #include <algorithm>
 #include <deque>
 #include <map>
+#include <numeric>
 #include <random>
 #include <set>
 
@@ -551,6 +552,106 @@ TEST(of_a_row_that_was_made_again_since_its_pull_no_staleness_is_told) {
     }
     CHECK(known > 5000);
     CHECK(unknown > (hinted ? 100u : 5u));
+  }
+}
+
+// Rows of a partition as files have them.
+struct Copied {
+  std::vector<uint64_t> ids;
+  std::vector<uint8_t> values, marks;
+  std::vector<float> state;
+  void add(const Table& t, uint32_t part, uint64_t id, const Row& row) {
+    const size_t bytes = stored_bytes(t.spec().format, t.spec().dim), words = exported_words(t.spec());
+    ids.push_back(id);
+    values.resize(values.size() + bytes);
+    state.resize(state.size() + words);
+    marks.resize(marks.size() + t.exported_marks());
+    export_row(t.spec(), row, values.data() + values.size() - bytes, state.data() + state.size() - words);
+    if (t.exported_marks() != 0) t.export_marks(part, row, marks.data() + marks.size() - t.exported_marks());
+  }
+  RowArrays arrays() const { return {ids.data(), ids.size(), values.data(), state.data(), marks.data()}; }
+  bool operator==(const Copied&) const = default;
+};
+
+Copied all_of(const Table& t, uint32_t part) {
+  Copied rows;
+  t.visit_ordered(part, [&](uint64_t id, const Row& row) { rows.add(t, part, id, row); });
+  return rows;
+}
+
+// It is handed the rows that were named and the ids that went; all others it must age by itself.
+TEST(a_copy_follows_by_what_changed_and_by_the_clocks) {
+  for (int kind = 0; kind < 5; ++kind) {
+    BoundSpec b = capacity(2000, kind == 1 ? Eviction::kFrequency : Eviction::kRecency);
+    if (kind == 2) b = BoundSpec();
+    if (kind >= 2) b.ttl = 150;
+    if (kind == 4) b.sightings = 2, b.window = 4000;
+    const TableSpec spec = bounded_spec(b);
+    Store one({spec}, 2, 2), two({spec}, 2, 2);
+    Table &from = one.table(0), &to = two.table(0);
+    from.keep_removals();
+    std::mt19937_64 random(kind);
+    uint64_t step = 0, gone = 0, named_rows = 0, rows = 0;
+    for (int round = 0; round < 60; ++round) {
+      std::set<uint64_t> named;
+      for (int i = static_cast<int>(random() % 12); i >= 0; --i) {
+        std::set<uint64_t> ids;
+        for (int k = 0; k < 60; ++k) ids.insert(random() % (random() % 4 == 0 ? 100'000 : 1'000));
+        named.insert(ids.begin(), ids.end());
+        Buffers batch(spec, 0, {ids.begin(), ids.end()}, 0.25f);
+        one.pull({batch.pull()}, true);
+        one.push({batch.push_pulled()}, 1.0f, ++step);
+      }
+      if (round % 9 == 5) {  // room, so that what stays becomes older than others let it
+        for (uint64_t id = 0; id < 100'000; id += 2)
+          if (named.contains(id) && from.erase(id)) ++gone;
+      }
+      for (uint32_t part = 0; part < 4; ++part) {
+        std::string bound;
+        const Removals removed = from.take_removals(part, &bound);
+        CHECK(!removed.lost);
+        std::set<uint64_t> changed(removed.ids.begin(), removed.ids.end());
+        for (uint64_t id : named)
+          if (from.partition_of(id) == part) changed.insert(id);
+        Copied copied;
+        for (uint64_t id : changed) {
+          if (const Row row = from.find(id))
+            copied.add(from, part, id, row);
+          else
+            gone += to.erase(id);
+        }
+        CHECK(to.advance_bound(part, bound.data(), bound.size()));
+        two.import_rows(0, {copied.arrays()});
+        CHECK(all_of(from, part) == all_of(to, part));
+        const std::string have = to.export_bound(part);
+        CHECK(from.export_bound(part) == have);
+        named_rows += copied.ids.size(), rows += from.rows(part);
+      }
+    }
+    CHECK(gone > 1000);
+    CHECK(named_rows < rows / 2);
+    check_index(to);
+  }
+}
+
+// Of more than that, it is only known that they are not.
+TEST(a_partition_remembers_half_as_many_removals_as_it_has_rows) {
+  const TableSpec spec = bounded_spec(capacity(8000));
+  Store store({spec}, 0, 1);
+  store.table(0).keep_removals();
+  std::string bound;
+  uint64_t id = 0;
+  for (int kept = 1; kept >= 0; --kept) {
+    store.table(0).take_removals(0, &bound);
+    for (uint64_t to = id + (kept ? 11'000 : 13'000); id < to; id += 100) {
+      std::vector<uint64_t> ids(100);
+      std::iota(ids.begin(), ids.end(), id);
+      Buffers batch(spec, 0, ids);
+      store.pull({batch.pull()}, true);
+    }
+    const Removals removed = store.table(0).take_removals(0, &bound);
+    CHECK_EQUAL(removed.lost, kept == 0);
+    CHECK(removed.lost ? removed.ids.empty() : removed.ids.size() > 2900);
   }
 }
 

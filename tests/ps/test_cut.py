@@ -12,11 +12,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from killed import Servers
+from msgspec import structs
 
 from satrap.errors import StoreError
 from satrap.ps import Cut, LocalService, Placement, PullRequest, PushRequest, RemoteService, RowBlock, Server
 from satrap.ps.cutting import Cutting
-from satrap.schema import SGD, Adam, Capacity, RowWiseAdagrad, Table, ValueFormat, Zeros
+from satrap.schema import SGD, Adam, Admission, Capacity, Expiry, RowWiseAdagrad, Table, ValueFormat, Zeros
 
 TABLES = (
     Table(name="user", dim=3, optimizer=Adam(lr=0.1)),
@@ -164,17 +165,90 @@ def test_a_cut_stands_whatever_comes_in_whatever_order(operations: list[tuple[st
         assert all(same(cut.export_rows(t.name, p), then[t.name, p]) for t in TABLES)
 
 
-def test_bounded_tables_are_kept_whole_with_marks_and_sketches() -> None:
-    tables = (TABLES[0], Table(name="item", dim=2, optimizer=SGD(), capacity=Capacity(rows=64, evict="frequency")))
-    service = LocalService(tables, seed=3, partitions=P, threads=1)
-    train(service, 1)
-    then, cut = everything(service), service.cut()
-    for seq in range(2, 9):
+RULES: dict[str, dict[str, Any]] = {
+    "recency": {"capacity": Capacity(rows=64)},
+    "frequency": {"capacity": Capacity(rows=64, evict="frequency")},
+    "expiry": {"expire": Expiry(steps=12)},
+    "admission": {"admit": Admission(sightings=2, window=200)},
+    "all": {
+        "capacity": Capacity(rows=64, evict="frequency"), "expire": Expiry(steps=30),
+        "admit": Admission(sightings=2, window=400),
+    },
+}  # fmt: skip
+"""Of bounded tables: what their rows go by, beyond what anybody names."""
+
+
+def with_rules(rules: str) -> tuple[Table, ...]:
+    return TABLES[0], structs.replace(TABLES[1], **RULES[rules])
+
+
+@settings(max_examples=100, deadline=None)
+@given(OPERATIONS, st.sampled_from([1, 2, 8]), st.sampled_from(sorted(RULES)))
+def test_a_cut_of_bounded_tables_stands_while_rows_go_and_grow_older(
+    operations: list[tuple[str, int]], partitions: int, rules: str
+) -> None:
+    service = LocalService(with_rules(rules), seed=3, partitions=partitions, threads=1)
+    for seq in range(1, 12):
         train(service, seq)
-    assert service.stats()["item"].evicted > 0
+    then, cut, seq, read = everything(service), service.cut(), 100, set()
+    for what, n in operations:
+        ids = {t: x[: n + 1] for t, x in ids_of(np.random.default_rng(n), 20).items()}
+        if what == "train":
+            for _ in range(n + 1):
+                seq += 1
+                train(service, seq, 10 + n)
+        elif what == "erase":
+            service.erase("item", ids["item"])
+        elif what == "import":
+            x, old = ids["item"], everything(service)["item", 0]
+            width = old.values.shape[1]
+            values, state = np.ones((x.size, width), old.values.dtype), np.ones((x.size, old.state.shape[1]), np.float32)
+            service.import_rows("item", RowBlock(x, values, state))
+        elif n * partitions // 8 not in read:
+            p = n * partitions // 8
+            assert all(same(cut.export_rows(t.name, p), then[t.name, p]) for t in TABLES)
+            if what == "done":
+                read.add(p)
+                cut.done(p)
+    for p in set(range(partitions)) - read:
+        assert all(same(cut.export_rows(t.name, p), then[t.name, p]) for t in TABLES)
+    cut.close()
+    # And nothing of it is left behind: the next one is as good.
+    then, cut = everything(service), service.cut()
+    train(service, seq + 1, 200)
     assert all(same(x, then[unit]) for unit, x in everything(cut).items())
-    with pytest.raises(StoreError, match=r"the bounded tables 'item' hold .* room for a copy of 10"):
+
+
+@pytest.mark.parametrize("rules", sorted(RULES))
+def test_a_cut_of_bounded_tables_holds_only_what_goes_or_changes(rules: str) -> None:
+    service = LocalService(with_rules(rules), seed=3, partitions=P, threads=1)
+    undisturbed = LocalService(with_rules(rules), seed=3, partitions=P, threads=1)
+    for seq in range(1, 9):
+        train(service, seq)
+        train(undisturbed, seq)
+    then, cut = everything(service), service.cut()
+    marks_and_sketches = cut._marks + cut._bytes
+    rows = sum(x.ids.size for x in then.values())
+    assert cut._marks <= 2 * rows
+    for seq in range(9, 40):
+        train(service, seq, 10)
+        train(undisturbed, seq, 10)
+    assert cut._bytes + cut._marks > marks_and_sketches
+    assert all(same(x, then[unit]) for unit, x in everything(cut).items())
+    cut.close()
+    # Who trains beside a cut trains as without one.
+    want = everything(undisturbed)
+    assert all(same(x, want[unit]) for unit, x in everything(service).items())
+
+
+def test_a_cut_of_bounded_tables_that_does_not_fit_is_refused_and_leaves_nothing() -> None:
+    service = LocalService(with_rules("all"), seed=3, partitions=P, threads=1)
+    train(service, 1)
+    with pytest.raises(StoreError, match=r"the bounded tables up to 'item' takes .* room for a copy of 10;"):
         service.cut(aside_bytes=10)
+    then, cut = everything(service), service.cut()
+    train(service, 2)
+    assert all(same(x, then[unit]) for unit, x in everything(cut).items())
 
 
 def test_who_trains_waits_for_room_until_something_was_written() -> None:

@@ -25,7 +25,7 @@ class _Run:
 
     def of(self, partition: int) -> RowBlock:
         """Those of a partition; views."""
-        return _part(self.block, slice(int(self.starts[partition]), int(self.starts[partition + 1])))
+        return part_of(self.block, slice(int(self.starts[partition]), int(self.starts[partition + 1])))
 
 
 class Aside:
@@ -61,7 +61,7 @@ class Aside:
                 sizes = np.where(partitions, 0, np.diff(run.starts))
                 if kept.any():
                     starts = np.concatenate([[0], np.cumsum(sizes)])
-                    self._runs.append(_Run(_part(run.block, kept), starts))
+                    self._runs.append(_Run(part_of(run.block, kept), starts))
             return held - sum(bytes_of(r.block) for r in self._runs)
 
     def _sort(self) -> None:
@@ -72,24 +72,31 @@ class Aside:
         parts = self._store.partitions_of(block.ids)
         order = np.argsort(parts, kind="stable")
         starts = np.searchsorted(parts[order], np.arange(self._store.partitions + 1, dtype=np.uint64))
-        self._runs.append(_Run(_part(block, order), starts))
+        self._runs.append(_Run(part_of(block, order), starts))
         del self._fresh[:n]
 
 
 def bytes_of(block: RowBlock) -> int:
-    """Of ids, values and state."""
-    return block.ids.nbytes + block.values.nbytes + block.state.nbytes
+    """Of ids, values, state and marks."""
+    marks = 0 if block.marks is None else block.marks.nbytes
+    return block.ids.nbytes + block.values.nbytes + block.state.nbytes + marks
 
 
 def joined(blocks: list[RowBlock]) -> RowBlock:
-    """Rows of several blocks, one behind the other."""
+    """Rows of several blocks, one behind the other; all with marks, or none."""
     if len(blocks) == 1:
         return blocks[0]
     values: list[NDArray[Any]] = [b.values for b in blocks]
+    marks = [b.marks for b in blocks if b.marks is not None]
     return RowBlock(
-        np.concatenate([b.ids for b in blocks]), np.concatenate(values), np.concatenate([b.state for b in blocks])
+        np.concatenate([b.ids for b in blocks]),
+        np.concatenate(values),
+        np.concatenate([b.state for b in blocks]),
+        np.concatenate(marks) if marks else None,
     )
 
 
-def _part(block: RowBlock, rows: Any) -> RowBlock:
-    return RowBlock(block.ids[rows], block.values[rows], block.state[rows])
+def part_of(block: RowBlock, rows: Any) -> RowBlock:
+    """Some rows of a block: a mask, indices or a slice."""
+    marks = None if block.marks is None else block.marks[rows]
+    return RowBlock(block.ids[rows], block.values[rows], block.state[rows], marks)

@@ -512,6 +512,36 @@ class Store:
         meanwhile have aged. Import the others then. False as of `import_bound`."""
         return self._native.advance_bound(self.index(table), bound_partition(state), state.tobytes())
 
+    def open_cut(self, table: str) -> int:
+        """A bounded table remembers from here on what `cut_marks` and `take_cut_rows` give, of every partition until
+        its `close_cut`; again: from the last time on. Returns the bytes of the marks."""
+        i = self.index(table)
+        return self._call(lambda: self._native.open_cut(i))
+
+    def close_cut(self, table: str, partition: int) -> int:
+        """Ends it for a partition, if it was open. Returns the bytes of the marks of the others."""
+        return self._native.close_cut(self.index(table), partition)
+
+    def cut_marks(self, table: str, ids: NDArray[np.uint64]) -> NDArray[np.uint8]:
+        """[N, M] the marks at `open_cut` of rows that were there then and that no call has named since; of other ids
+        anything."""
+        _need_array(ids, np.uint64, 1, f"ids of table '{table}'")
+        return self._native.cut_marks(self.index(table), ids)
+
+    def take_cut_rows(
+        self, table: str
+    ) -> tuple[NDArray[np.uint64], StoredValues, NDArray[np.float32], NDArray[np.uint8]]:
+        """The rows that rules have removed since the last call or `open_cut`, as `export_rows` gives them, with marks as
+        of the latter; those made or named since among them, and some perhaps twice.
+
+        Raises StoreError where there was no memory for some.
+        """
+        i = self.index(table)
+        whole, ids, values, state, marks = self._call(lambda: self._native.take_cut_rows(i))
+        if not whole:
+            raise StoreError(f"table '{table}': there was no memory for rows that were removed")
+        return ids, self._stored(i, ids.size, values), state, marks
+
     def export_rows(
         self, table: str, partition: int
     ) -> tuple[NDArray[np.uint64], StoredValues, NDArray[np.float32], NDArray[np.uint8]]:

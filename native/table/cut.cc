@@ -1,0 +1,95 @@
+// See cut.h.
+#include "table/cut.h"
+
+#include <algorithm>
+#include <cstring>
+#include <new>
+
+#include "table/probe.h"
+#include "table/table.h"
+
+namespace satrap {
+
+void Table::open_cut(uint32_t part) {
+  auto cut = std::make_unique<PartitionCut>();
+  const size_t marks = exported_marks(), rows = parts_[part].next_row;
+  cut->marks.resize(marks * rows);
+  const TableView t = view();
+  if (marks != 0)
+    for (size_t i = 0; i < rows; ++i)
+      export_marks(part, row_at(t, views_[part], static_cast<uint32_t>(i)), cut->marks.data() + i * marks);
+  cuts_[part] = std::move(cut);
+}
+
+void Table::close_cut(uint32_t part) { cuts_[part].reset(); }
+
+size_t Table::cut_bytes() const {
+  size_t bytes = 0;
+  for (const auto& cut : cuts_)
+    if (cut) bytes += cut->marks.size();
+  return bytes;
+}
+
+void Table::cut_marks(const uint64_t* ids, size_t n, uint8_t* out) const {
+  constexpr size_t kAhead = 8;
+  for (size_t i = 0; i < n; ++i) {
+    if (i + kAhead < n) prefetch(ids[i + kAhead]);
+    const uint32_t part = partition_of(ids[i]);
+    const uint32_t number = find_number(views_[part], partition_bits_, mix(ids[i]));
+    if (number != kNoRow) cut_marks_of(part, number, out + i * exported_marks());
+  }
+}
+
+void Table::cut_marks_of(uint32_t part, uint32_t number, uint8_t* out) const {
+  const size_t marks = exported_marks();
+  const PartitionCut* cut = cuts_[part].get();
+  const bool known = cut != nullptr && (number + size_t{1}) * marks <= cut->marks.size();
+  if (known)
+    std::memcpy(out, cut->marks.data() + number * marks, marks);
+  else
+    std::memset(out, 0, marks);
+}
+
+void Table::keep_for_cut(uint32_t part, const std::vector<Victim>& rows) {
+  PartitionCut& cut = *cuts_[part];
+  if (cut.lost) return;
+  CutRows& gone = cut.gone;
+  const size_t had = gone.ids.size(), n = had + rows.size(), marks = exported_marks();
+  const size_t bytes = stored_bytes(spec_.format, spec_.dim), words = exported_words(spec_);
+  try {
+    gone.ids.resize(n);
+    gone.values.resize(n * bytes);
+    gone.state.resize(n * words);
+    gone.marks.resize(n * marks);
+  } catch (const std::bad_alloc&) {
+    gone = {};
+    cut.lost = true;
+    return;
+  }
+  const TableView t = view();
+  for (size_t i = 0; i < rows.size(); ++i) {
+    const size_t at = had + i;
+    gone.ids[at] = rows[i].id;
+    export_row(spec_, row_at(t, views_[part], rows[i].number), gone.values.data() + at * bytes,
+               gone.state.data() + at * words);
+    if (marks != 0) cut_marks_of(part, rows[i].number, gone.marks.data() + at * marks);
+  }
+}
+
+bool Table::take_cut_rows(CutRows* out) {
+  const auto add = [](auto& to, const auto& from) { to.insert(to.end(), from.begin(), from.end()); };
+  bool whole = true;
+  for (const auto& cut : cuts_) {
+    if (!cut) continue;
+    whole &= !cut->lost;
+    if (cut->gone.ids.empty()) continue;
+    add(out->ids, cut->gone.ids);
+    add(out->values, cut->gone.values);
+    add(out->state, cut->gone.state);
+    add(out->marks, cut->gone.marks);
+    cut->gone = {};
+  }
+  return whole;
+}
+
+}  // namespace satrap
