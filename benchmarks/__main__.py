@@ -18,6 +18,7 @@ BENCHMARKS = {
     "formats": "bytes a row of each row format against the planner's, and its lookups and updates against fp32's",
     "capacity": "the largest table that fills and trains in memory, and lookups and updates against its size",
     "cold": "a table of which four fifths lie on disk against one of a million rows, and what the disk has to do",
+    "plan": "what `satrap plan` predicts of this machine against what it does",
     "wire": "pulls and pushes over loopback against an echo of the same bytes and the store itself",
     "pooling": "an NN worker's bytes and CPU with and without an embedding worker",
     "figures": "the pictures of the performance page, drawn anew from docs/figures/*.jsonl",

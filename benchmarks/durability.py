@@ -12,7 +12,7 @@ Groups (`--only`, comma-separated):
             gradient that is applied after it, the start of the process included.
   cut       a checkpoint of as many rows, in one process and on a server process, while pulls and pushes go on: how long
             nobody may train, with the files written while all stand still (before) and behind (after), and the longest
-            pull and push beside it.
+            pull and push beside it. Of a table without a bound, and of one that is full.
 """
 
 from __future__ import annotations
@@ -36,6 +36,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from msgspec import structs
 
 from benchmarks import train_servers
 from benchmarks.durability_server import OPTIONS, TABLE
@@ -44,7 +45,7 @@ from benchmarks.synthetic import default_data_dir, ensure
 from satrap import checkpoint
 from satrap.data.batch import Position
 from satrap.ps import Keeping, LocalService, Placement, PullRequest, PushRequest, RemoteService, RowBlock, Server
-from satrap.schema import Categorical, Data, Job, Label, RowWiseAdagrad, Table
+from satrap.schema import Capacity, Categorical, Data, Job, Label, RowWiseAdagrad, Table
 from satrap.store import keep_freed_memory
 
 GROUPS = ("train", "snapshot", "kill", "cut")
@@ -288,11 +289,14 @@ def cut(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     """How long training waits for a checkpoint. Seconds of the whole save beside it."""
     found = {}
     for rows, dim in options.cut or ([(5_000, 16)] if options.smoke else [(1_000_000, 16), (10_000_000, 16)]):
-        table = Table(name="t", dim=dim, optimizer=RowWiseAdagrad(lr=0.02))
-        wait_until_quiet(options.wait_quiet_s)
-        figures = _cut_here(table, rows, folder / "cut", 2_000 if options.smoke else 50_000)
-        emit(rows=rows, dim=dim, **figures)
-        found[f"cut_{rows}x{dim}"] = figures
+        plain = Table(name="t", dim=dim, optimizer=RowWiseAdagrad(lr=0.02))
+        # As many as there are: what comes new has others go.
+        full = structs.replace(plain, capacity=Capacity(rows=rows))
+        for table, kind in ((plain, ""), (full, "_bounded")):
+            wait_until_quiet(options.wait_quiet_s)
+            figures = _cut_here(table, rows, folder / "cut", 2_000 if options.smoke else 50_000)
+            emit(rows=rows, dim=dim, bounded=bool(kind), **figures)
+            found[f"cut_{rows}x{dim}{kind}"] = figures
     return found
 
 
@@ -329,7 +333,8 @@ class _Steps:
 
     def __call__(self) -> float:
         """Seconds of one."""
-        drawn = (self._rows * self._rng.random(self._batch) ** 3).astype(np.uint64) + np.uint64(1)
+        # One in 300 beyond the rows there are: a new one.
+        drawn = (1.01 * self._rows * self._rng.random(self._batch) ** 3).astype(np.uint64) + np.uint64(1)
         ids, self._seq = {"t": np.unique(drawn)}, self._seq + 1
         begun = time.perf_counter()
         rows = self._client.pull(PullRequest(ids=ids, create=True))

@@ -139,6 +139,7 @@ def _parse(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--staleness", type=_numbers, default=None, help="of early, and of hybrid training")
     parser.add_argument("--asynchronous", type=_numbers, default=None, help="staleness of asynchronous training, or ''")
     parser.add_argument("--workers", type=_numbers, default=None)
+    parser.add_argument("--formats", type=lambda s: s.split(","), default=None, help="some of them, beside fp32")
     parser.add_argument("--bounds", type=lambda s: s.split(";"), default=None, help="some of them, separated by ;")
     parser.add_argument("--rows", default="rowwise", help="optimizer of the rows of synthetic data, or: original")
     parser.add_argument("--seeds", type=int, default=None, help="default 5, with --smoke 2")
@@ -197,6 +198,8 @@ def _of_seed(seed: int, options: argparse.Namespace, shape: Shape) -> Iterator[C
             for stored in STORED:
                 if "state" in stored and (other or data == "synthetic"):
                     continue  # rows that are not stepped by Adam
+                if stored and options.formats is not None and stored.get("format", "fp32") not in options.formats:
+                    continue
                 yield Case(data, seed, 0, batch=shape.batches[-1] if data == "synthetic" else None, **stored)
     if "bounds" in options.only:
         for data in shape.wire:

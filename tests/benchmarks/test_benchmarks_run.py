@@ -217,3 +217,12 @@ def test_cold_benchmark_compares_all_sides_and_tells_what_the_disk_did(tmp_path:
     assert 1 <= told["write_amplification"] < 3
     assert told["cold"]["rows"] >= 0.7 * 20_000
     assert {"memory vs small", "cold vs small", "commit"} <= lines[-1].keys()
+
+
+def test_plan_benchmark_predicts_and_measures_one_server_and_two(tmp_path: Path) -> None:
+    lines = run("plan", "--smoke", "--data-dir", str(tmp_path))
+    assert [x["servers"] for x in lines if "predicted" in x] == [1, 2]
+    for x in lines:
+        if "median_of" in x:
+            assert x["off"].keys() >= {"samples_per_s", "worker_cpu_s_per_million", "servers_cpu_s_per_million"}
+    assert lines[-1]["off"].keys() == {"1", "2"}

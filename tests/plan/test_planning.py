@@ -166,7 +166,7 @@ def test_one_machine_is_as_fast_as_its_cores_when_work_is_spread() -> None:
     known = constants(measured("clicks", seen, batch_size=1024))
     w = workload_of(job(), measured=known.job)
     costs = step_costs(w, known, servers=1, workers=1, worker=cluster().machines["memory"])
-    total = costs.server + costs.engine + costs.read + costs.dense + costs.beside
+    total = costs.server + costs.engine + costs.read + costs.dense.cpu_s + costs.beside
     got = simulate(costs, one_machine(2, servers=1), staleness=4)
     assert 0.9 < got.samples_per_s / (2 * costs.samples / total) <= 1.0001
     assert got.bottleneck == "cores of workers"
@@ -227,3 +227,20 @@ def test_a_bounded_table_needs_no_number_of_rows_to_be_planned() -> None:
     tables = (Table(name="user", dim=64, capacity=Capacity(rows=500)), Table(name="item", dim=8, ids=Hashed(rows=300)))
     loads = workload_of(replace(job(), tables=tables)).tables
     assert {t.name: t.rows for t in loads} == {"user": 500, "item": 300}
+
+
+def test_the_last_part_of_a_batch_leaves_cores_idle() -> None:
+    # Bug: parts that are divided among cores like water, so that two cores are always both busy.
+    seen = (TableSeen(name="user", ids_per_sample=1, unique_per_batch=10, rows_seen=1000),)
+    whole = constants(measured("clicks", seen, batch_size=4096, dense_us=10.0, dense_wall_us=5.5))
+    assert whole.job is not None
+    w = workload_of(job(), measured=whole.job)
+    speed = {}
+    for parts in (1, 3, 4):
+        # By the clock, alone on two cores: four parts in two rounds and three in two, and what one thread does.
+        wall = {1: 5.5, 3: (10.0 - 1.0) / 3 * 2 + 1.0, 4: 5.5}[parts]
+        known = replace(whole, job=replace(whole.job, dense_parts=parts, dense_wall_us=wall))
+        costs = step_costs(w, known, servers=1, workers=1, worker=cluster().machines["memory"])
+        assert costs.dense.alone_s == pytest.approx(0.0 if parts == 1 else 4096e-6, rel=0.01)
+        speed[parts] = simulate(costs, one_machine(2, servers=1), staleness=4).samples_per_s
+    assert speed[3] < speed[4] < speed[1]

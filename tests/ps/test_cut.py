@@ -202,7 +202,10 @@ def test_a_cut_of_bounded_tables_stands_while_rows_go_and_grow_older(
         elif what == "import":
             x, old = ids["item"], everything(service)["item", 0]
             width = old.values.shape[1]
-            values, state = np.ones((x.size, width), old.values.dtype), np.ones((x.size, old.state.shape[1]), np.float32)
+            values, state = (
+                np.ones((x.size, width), old.values.dtype),
+                np.ones((x.size, old.state.shape[1]), np.float32),
+            )
             service.import_rows("item", RowBlock(x, values, state))
         elif n * partitions // 8 not in read:
             p = n * partitions // 8

@@ -27,6 +27,7 @@ from satrap.ps import Ack, LocalService, PullRequest, PushRequest, Rows
 from satrap.schema import Job
 from satrap.store import Store
 from satrap.train.cores import compute_threads
+from satrap.train.parts import divisible, parts_of
 from satrap.train.reporting import Report
 from satrap.train.state import RunState
 from satrap.train.step import DenseStep
@@ -163,6 +164,7 @@ def _trained(job: Job, batches: list[Batch], read_s: float, read_samples: int, t
         # Whatever else ran made it longer, never shorter.
         dense_wall_us=float(np.percentile(dense_wall, 20)),
         dense_threads=threads,
+        dense_parts=len(parts_of(job.train.batch_size)) if divisible(job) else 1,
         step_us=beside.cpu * us,
         unpool_us=max(0.0, pushed.cpu - service.pushing.cpu) * us,
         push_us=service.pushing.cpu * us,

@@ -151,10 +151,10 @@ def _throughput(plan: Plan) -> Rows:
         ("lookup side", f"{c.engine * per_million:.2f} core-seconds a million (of the measured machine)"),
         ("reading", f"{c.read * per_million:.2f} core-seconds a million"),
     ]
-    if c.dense_gpu_s:
-        rows.append(("dense network", f"{c.dense_gpu_s * 1e3:.2f} ms of a GPU a step"))
+    if c.dense.gpu_s:
+        rows.append(("dense network", f"{c.dense.gpu_s * 1e3:.2f} ms of a GPU a step"))
     else:
-        rows.append(("dense network", f"{c.dense * per_million:.2f} core-seconds a million"))
+        rows.append(("dense network", f"{c.dense.cpu_s * per_million:.2f} core-seconds a million"))
     used = sorted(s.busy.items(), key=lambda x: -x[1])
     rows.append(("in use", ", ".join(f"{k} {100 * v:.0f} %" for k, v in used)))
     return rows

@@ -105,6 +105,8 @@ class JobCost(Spec, frozen=True, kw_only=True):
     dense_wall_us: float
     """The same by the clock, on `dense_threads`."""
     dense_threads: int
+    dense_parts: int = 1
+    """That a batch is computed in side by side, each by one thread; 1: every operation is divided among the threads."""
     step_us: float
     """What a step costs beside: metrics, log, hand-over."""
     unpool_us: float

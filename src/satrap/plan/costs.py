@@ -21,6 +21,21 @@ NS, US = 1e-9, 1e-6
 
 
 @dataclass(frozen=True, slots=True)
+class Dense:
+    """The network, of a step."""
+
+    cpu_s: float = 0.0
+    """0 where a GPU does it."""
+    threads: float = 1.0
+    gpu_s: float = 0.0
+    """By the clock, of one GPU."""
+    parts: int = 1
+    """Computed side by side, each by one thread: who has done its last part waits for the others."""
+    alone_s: float = 0.0
+    """Of `cpu_s`, what one thread does when all parts have ended."""
+
+
+@dataclass(frozen=True, slots=True)
 class StepCosts:
     """Of one worker's step, in CPU-seconds of the measured machine; what servers do is for all servers together."""
 
@@ -33,11 +48,7 @@ class StepCosts:
     """Asking, receiving, decoding, without pooling."""
     pull_server: float
     pool: float
-    dense: float
-    """On the CPU. 0 where a GPU does it."""
-    dense_threads: float
-    dense_gpu_s: float
-    """By the clock, of one GPU."""
+    dense: Dense
     beside: float
     """Of a step, in the main thread."""
     unpool: float
@@ -79,7 +90,6 @@ def step_costs(
     # The rows' own size against that of the measurement: what a byte more costs, on each side.
     more = max(-0.5 * wire.bytes_per_row, leg.pull_reply / max(rows, 1.0) + 8 - wire.bytes_per_row) * wire.byte_ns * NS
     per_sample = _engine_costs(job, workload, constants)
-    dense, dense_threads, gpu_s = _dense(workload, constants, worker, samples, threads)
 
     def moved(cost: LegCost) -> float:
         message, table, row = cost.message_us, cost.table_us, cost.row_ns
@@ -95,9 +105,7 @@ def step_costs(
         pull_client=moved(wire.pull_client),
         pull_server=lookup + moved(wire.pull_server),
         pool=samples * per_sample["pool"],
-        dense=dense,
-        dense_threads=dense_threads,
-        dense_gpu_s=gpu_s,
+        dense=_dense(workload, constants, worker, samples, threads),
         beside=(job.step_us * job.batch_size if job else 500.0) * US,
         unpool=samples * per_sample["unpool"],
         push_client=moved(wire.push_client),
@@ -143,10 +151,7 @@ def _engine_costs(job: JobCost | None, workload: Workload, constants: Constants)
     }
 
 
-def _dense(
-    workload: Workload, constants: Constants, worker: Machine, samples: float, threads: int | None
-) -> tuple[float, float, float]:
-    """(CPU-seconds, threads, seconds of a GPU) of a step."""
+def _dense(workload: Workload, constants: Constants, worker: Machine, samples: float, threads: int | None) -> Dense:
     job = constants.job
     if worker.gpus:
         if workload.dense_parameters is None:
@@ -154,16 +159,28 @@ def _dense(
                 "the job's network is its own, so its cost on a GPU is not known: give --constants of "
                 "`satrap calibrate JOB.YAML`, which counts its parameters"
             )
-        return 0.0, 1.0, samples * workload.dense_flop / (worker.gpu_tflops * 1e12)
+        return Dense(gpu_s=samples * workload.dense_flop / (worker.gpu_tflops * 1e12))
     if job is not None and job.name == workload.name:
-        parallel = job.dense_us / job.dense_wall_us
-        if threads is not None:
-            parallel = min(parallel, float(threads)) if threads < job.dense_threads else parallel
-        return samples * job.dense_us * US, max(1.0, parallel), 0.0
+        return _measured_dense(job, samples, threads)
     if workload.dense_parameters is None:
         raise JobError(
             "the job's network is its own, so its cost is not known: give --constants of `satrap calibrate JOB.YAML`, "
             "which measures it"
         )
     # About 40 GFLOP/s a core in fp32 is what small layers reach.
-    return samples * workload.dense_flop / 40e9, float(threads or math.ceil(worker.cores)), 0.0
+    return Dense(samples * workload.dense_flop / 40e9, float(threads or math.ceil(worker.cores)))
+
+
+def _measured_dense(job: JobCost, samples: float, threads: int | None) -> Dense:
+    cpu_s, wall_s = samples * job.dense_us * US, samples * job.dense_wall_us * US
+    if job.dense_parts == 1 or job.dense_threads == 1:
+        parallel = cpu_s / wall_s
+        if threads is not None:
+            parallel = min(parallel, float(threads)) if threads < job.dense_threads else parallel
+        return Dense(cpu_s, max(1.0, parallel))
+    # n parts on T threads take n / T rounds: wall = rounds x part + alone, cpu = n x part + alone.
+    rounds = math.ceil(job.dense_parts / job.dense_threads)
+    part_s = min(max(0.0, cpu_s - wall_s) / (job.dense_parts - rounds), cpu_s / job.dense_parts)
+    pool = job.dense_threads if threads is None else min(threads, job.dense_threads)
+    parts = max(1, round(job.dense_parts * samples / job.batch_size))
+    return Dense(cpu_s, float(pool), parts=parts, alone_s=cpu_s - job.dense_parts * part_s)

@@ -185,14 +185,33 @@ class _Run:
             yield ready.get()
             if w == 0:
                 self._mark(t)
-            if c.dense_gpu_s:
-                self.gpu_s[w] += c.dense_gpu_s
-                yield self._pause(c.dense_gpu_s)
+            if c.dense.gpu_s:
+                self.gpu_s[w] += c.dense.gpu_s
+                yield self._pause(c.dense.gpu_s)
             else:
-                yield self.cores[node].run(c.dense, c.dense_threads)
+                yield from self.network(node)
             yield self.barrier.arrive()
             self.ship(node, engine, self.costs.legs.pooled, self.costs.legs.pooled, lambda: gradients.push(None))
             yield self.cores[node].run(c.beside)
+
+    def network(self, node: int) -> Process:
+        dense, cores = self.costs.dense, self.cores[node]
+        if dense.parts == 1:
+            yield cores.run(dense.cpu_s, dense.threads)
+            return
+        left, ended = [(dense.cpu_s - dense.alone_s) / dense.parts] * dense.parts, Queue()
+
+        def thread() -> Process:
+            while left:
+                yield cores.run(left.pop())
+            ended.push(None)
+
+        threads = min(dense.parts, int(dense.threads))
+        for _ in range(threads):
+            self.clock.start(thread())
+        for _ in range(threads):
+            yield ended.get()
+        yield cores.run(dense.alone_s)
 
     def _pause(self, seconds: float) -> Callable[[Callable[[Any], None]], None]:
         return lambda resume: self.clock.at(self.clock.now + seconds, lambda: resume(None))

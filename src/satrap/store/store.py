@@ -531,8 +531,8 @@ class Store:
     def take_cut_rows(
         self, table: str
     ) -> tuple[NDArray[np.uint64], StoredValues, NDArray[np.float32], NDArray[np.uint8]]:
-        """The rows that rules have removed since the last call or `open_cut`, as `export_rows` gives them, with marks as
-        of the latter; those made or named since among them, and some perhaps twice.
+        """The rows that rules have removed since the last call or `open_cut`, as `export_rows` gives them, with marks
+        as of the latter; those made or named since among them, and some perhaps twice.
 
         Raises StoreError where there was no memory for some.
         """
