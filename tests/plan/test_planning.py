@@ -231,8 +231,8 @@ def test_a_bounded_table_needs_no_number_of_rows_to_be_planned() -> None:
 
 def test_the_last_part_of_a_batch_leaves_cores_idle() -> None:
     # Bug: parts that are divided among cores like water, so that two cores are always both busy.
-    seen = (TableSeen(name="user", ids_per_sample=1, unique_per_batch=10, rows_seen=1000),)
-    whole = constants(measured("clicks", seen, batch_size=4096, dense_us=10.0, dense_wall_us=5.5))
+    seen = tuple(TableSeen(name=n, ids_per_sample=1, unique_per_batch=10, rows_seen=1000) for n in ("user", "item"))
+    whole = constants(measured("clicks", seen, batch_size=1024, dense_us=10.0, dense_wall_us=5.5))
     assert whole.job is not None
     w = workload_of(job(), measured=whole.job)
     speed = {}
@@ -241,6 +241,6 @@ def test_the_last_part_of_a_batch_leaves_cores_idle() -> None:
         wall = {1: 5.5, 3: (10.0 - 1.0) / 3 * 2 + 1.0, 4: 5.5}[parts]
         known = replace(whole, job=replace(whole.job, dense_parts=parts, dense_wall_us=wall))
         costs = step_costs(w, known, servers=1, workers=1, worker=cluster().machines["memory"])
-        assert costs.dense.alone_s == pytest.approx(0.0 if parts == 1 else 4096e-6, rel=0.01)
+        assert costs.dense.alone_s == pytest.approx(0.0 if parts == 1 else 1024e-6, rel=0.01)
         speed[parts] = simulate(costs, one_machine(2, servers=1), staleness=4).samples_per_s
     assert speed[3] < speed[4] < speed[1]
