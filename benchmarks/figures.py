@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import statistics
 import sys
 from collections.abc import Callable, Iterable, Sequence
@@ -110,7 +111,11 @@ def draw(path: Path) -> Path:
         figure = _figure(panels, caption(path, lines))
         out = path.with_suffix(".svg")
         figure.savefig(out, format="svg", metadata={"Date": None, "Creator": None}, facecolor="#fdfdfc")
-    out.write_text("\n".join(x.rstrip() for x in out.read_text().splitlines()) + "\n")
+    text = "\n".join(x.rstrip() for x in out.read_text().splitlines()) + "\n"
+    # What is drawn is cut off by shapes that are named by where they lay in memory.
+    for i, name in enumerate(dict.fromkeys(re.findall(r'<clipPath id="(\w+)"', text))):
+        text = text.replace(name, f"clip{i}")
+    out.write_text(text)
     return out
 
 
@@ -313,6 +318,21 @@ def _capacity(lines: Lines) -> Iterable[Panel | Curves]:
     yield Panel("training on batches drawn by Zipf's law, median of the rounds", bars, "samples/s")
 
 
+def _plan(lines: Lines) -> Iterable[Panel]:
+    predicted = {x["servers"]: x["predicted"] for x in lines if "predicted" in x}
+    found = {x["servers"]: x for x in lines if "median_of" in x}
+    for key, unit in (
+        ("samples_per_s", "samples/s"),
+        ("worker_cpu_s_per_million", "CPU seconds per million samples, worker"),
+        ("servers_cpu_s_per_million", "CPU seconds per million samples, servers"),
+    ):
+        bars = []
+        for n, x in found.items():
+            what = f"{n} server{'s' if n > 1 else ''}"
+            bars += [Bar(f"{what}, measured", x[key]), Bar(f"{what}, predicted", predicted[n][key], OTHERS)]
+        yield Panel(unit, bars, unit)
+
+
 def _modes(lines: Lines) -> Iterable[Panel | Curves]:
     """AUC against samples; paired differences of the test AUC from synchronous training; staleness by heat; theory."""
     cases = [(dict(x["case"]), x) for x in lines if "case" in x and "test_auc" in x]
@@ -390,6 +410,7 @@ PANELS: dict[str, Callable[[Lines], Iterable[Panel | Curves]]] = {
     "capacity": _capacity,
     "modes": _modes,
     "peers": _peers,
+    "plan": _plan,
 }
 """Benchmark, as its first line calls it → its panels. Whoever writes a benchmark adds its picture here."""
 

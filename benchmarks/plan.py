@@ -95,7 +95,8 @@ def prediction(job: Job, constants: Constants, servers: int) -> dict[str, Any]:
     costs = step_costs(
         workload_of(job, measured=constants.job), constants, servers=servers, workers=1, worker=here
     )  # fmt: skip
-    simulated = simulate(costs, one_machine(cores, servers=servers), staleness=STALENESS)
+    overlap = 1.0 if constants.job is None else constants.job.overlap
+    simulated = simulate(costs, one_machine(cores * overlap, servers=servers), staleness=STALENESS)
     worker = costs.engine + costs.read + costs.dense.cpu_s + costs.beside
     per_million = 1e6 / costs.samples
     return {

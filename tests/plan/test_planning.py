@@ -244,3 +244,20 @@ def test_the_last_part_of_a_batch_leaves_cores_idle() -> None:
         assert costs.dense.alone_s == pytest.approx(0.0 if parts == 1 else 1024e-6, rel=0.01)
         speed[parts] = simulate(costs, one_machine(2, servers=1), staleness=4).samples_per_s
     assert speed[3] < speed[4] < speed[1]
+
+
+def test_what_threads_do_not_reach_together_slows_workers_without_gpus_alone() -> None:
+    seen = tuple(TableSeen(name=n, ids_per_sample=1, unique_per_batch=500, rows_seen=1000) for n in ("user", "item"))
+    rates = {}
+    for machine in ("memory", "gpu"):
+        for overlap in (1.0, 0.8):
+            known = constants(measured("clicks", seen, batch_size=1024, overlap=overlap))
+            w = workload_of(job(), measured=known.job)
+            planned = make_plan(w, cluster(workers={"machine": machine, "count": 1}), known)
+            rates[machine, overlap] = planned.simulated.samples_per_s
+    assert rates["gpu", 0.8] == rates["gpu", 1.0]
+    assert rates["memory", 0.8] <= rates["memory", 1.0]
+    costs = step_costs(w, known, servers=1, workers=1, worker=cluster().machines["memory"])
+    one, less = (simulate(costs, one_machine(2 * x, servers=1), staleness=4) for x in (1.0, 0.8))
+    assert less.samples_per_s == pytest.approx(0.8 * one.samples_per_s, rel=0.05)
+    assert one.cores_used == pytest.approx(2.0, rel=0.05)

@@ -12,6 +12,7 @@ import numpy as np
 
 from satrap.calibrate.disks import disk_cost
 from satrap.calibrate.rows import row_costs
+from satrap.calibrate.running import overlap
 from satrap.calibrate.stages import stages_of
 from satrap.calibrate.wires import Ids, wire_cost, with_threads
 from satrap.observe.machine import cores_available, describe
@@ -50,9 +51,14 @@ def calibrate(
     rows = row_costs(table_bytes=4 << 20, dims=(16, 64), rounds=1) if quick else row_costs()
     say("the disk")
     disk = disk_cost(folder, size=8 << 20) if quick else disk_cost(folder)
-    return Constants(
+    constants = Constants(
         machine=_machine(), rows=tuple(rows), wire=wire, disk=disk, job=None if stages is None else stages.cost
     )
+    if job is None or stages is None:
+        return constants
+    say(f"{job.name}: training, all stages at once")
+    together = overlap(job, constants, cores=cores_available(), steps=12 if quick else 160)
+    return msgspec.structs.replace(constants, job=msgspec.structs.replace(stages.cost, overlap=together))
 
 
 def _machine() -> MeasuredOn:

@@ -107,6 +107,9 @@ class JobCost(Spec, frozen=True, kw_only=True):
     dense_threads: int
     dense_parts: int = 1
     """That a batch is computed in side by side, each by one thread; 1: every operation is divided among the threads."""
+    overlap: float = 1.0
+    """Of the cores of a worker without a GPU, the share that its threads keep busy together, where there is work for
+    all of them."""
     step_us: float
     """What a step costs beside: metrics, log, hand-over."""
     unpool_us: float

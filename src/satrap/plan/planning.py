@@ -189,10 +189,13 @@ def make_plan(
             pooling=cluster.pooling,
         )
 
+    measured = constants.job is not None and constants.job.name == workload.name
+    overlap = constants.job.overlap if measured and constants.job is not None else 1.0
+
     def simulated_with(processes: int, steps: int) -> Simulated:
         costs, total = costs_of(processes), servers.count * processes
         uneven = partition_imbalance(_partitions(workload, total), total) * chance_imbalance(costs.rows, total)
-        layout = _layout(cluster, machines, servers, processes, world, per_machine, uneven)
+        layout = _layout(cluster, machines, servers, processes, world, per_machine, uneven, overlap)
         return simulate(costs, layout, staleness=workload.staleness, steps=steps)
 
     # Few servers on a machine keep threads idle, many mean many messages: what is not said is tried out.
@@ -341,19 +344,24 @@ def _layout(
     world: int,
     per_machine: int,
     uneven: float,
+    overlap: float,
 ) -> Layout:
     """Servers first, then workers, then readers; machines of one kind are alike. Many servers are simulated by one, the
-    busiest: every batch goes to all, so all do the same at the same time."""
+    busiest: every batch goes to all, so all do the same at the same time. `overlap`: of the cores of workers without
+    GPUs, the share that is used."""
     worker_machine, workers = machines["workers"]
     # One machine for all, as on a laptop, where servers and workers name the same kind and there is one of each.
     alone = servers.count == workers == 1 and cluster.servers.machine == cluster.workers.machine and not cluster.readers
     total = servers.count * processes
     few = total <= FEW_SERVERS or alone
+    used = 1.0 if worker_machine.gpus else overlap
     nodes: list[Node] = [_node(servers.machine, 1 if few else processes)] * (servers.count if few else 1)
+    if alone:
+        nodes = [_node(worker_machine, 1 / used)]
     server_at = tuple(m for m in range(servers.count) for _ in range(processes)) if few else (0,)
     first = 0 if alone else len(nodes)
     if not alone:
-        nodes += [_node(worker_machine)] * workers
+        nodes += [_node(worker_machine, 1 / used)] * workers
     worker_at = tuple(first + w // per_machine for w in range(world))
     read_at = engine_at = worker_at
     if "readers" in machines:
@@ -375,7 +383,7 @@ def _layout(
     )
 
 
-def _node(machine: Machine, share: int = 1) -> Node:
+def _node(machine: Machine, share: float = 1) -> Node:
     return Node(machine.cores / share, machine.speed, machine.network_gbit * 1e9 / 8)
 
 

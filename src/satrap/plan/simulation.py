@@ -65,6 +65,8 @@ class Simulated:
     """Resource → share of the time, of the busiest one of its kind."""
     staleness: int
     events: int = 0
+    cores_used: float = 0.0
+    """Of the machines of the workers, all together."""
 
     @property
     def bottleneck(self) -> str:
@@ -99,6 +101,7 @@ class _Run:
         self.marks: dict[int, float] = {}
         """Step of worker 0 → when it began."""
         self.at_mark: dict[str, list[float]] = {}
+        self.cores_at_mark: dict[int, float] = {}
         world = len(self.layout.workers)
         nic = min(nodes[w].bytes_per_s for w in self.layout.workers)
         together = len(set(self.layout.workers)) == 1
@@ -222,6 +225,7 @@ class _Run:
         self.marks[step] = self.clock.now
         if step == self.warm:
             self.at_mark = self._used()
+            self.cores_at_mark = {n: self.cores[n].busy_s for n in set(self.layout.workers)}
 
     def _used(self) -> dict[str, list[float]]:
         for c in self.cores:
@@ -266,7 +270,8 @@ class _Run:
         }
         step_s = passed / (last - self.warm)
         samples = self.costs.samples * len(self.layout.workers)
-        return Simulated(samples / step_s, step_s, busy, self.staleness, self.clock.happened)
+        cores = sum(self.cores[n].busy_s - b for n, b in self.cores_at_mark.items()) / passed
+        return Simulated(samples / step_s, step_s, busy, self.staleness, self.clock.happened, cores)
 
 
 def simulate(costs: StepCosts, layout: Layout, *, staleness: int, steps: int = 120) -> Simulated:
