@@ -97,12 +97,11 @@ def prediction(job: Job, constants: Constants, servers: int) -> dict[str, Any]:
     )  # fmt: skip
     overlap = 1.0 if constants.job is None else constants.job.overlap
     simulated = simulate(costs, one_machine(cores * overlap, servers=servers), staleness=STALENESS)
-    worker = costs.engine + costs.read + costs.dense.cpu_s + costs.beside
     per_million = 1e6 / costs.samples
     return {
         "samples_per_s": simulated.samples_per_s,
-        "worker_cpu_s_per_million": worker * per_million,
+        "worker_cpu_s_per_million": costs.worker * per_million,
         "servers_cpu_s_per_million": costs.server * per_million,
-        "cpu_s_per_million": (worker + costs.server) * per_million,
+        "cpu_s_per_million": (costs.worker + costs.server) * per_million,
         "bottleneck": simulated.bottleneck,
     }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import threading
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,11 @@ import pytest
 from deployments import cold, exact, is_held, outcome, pull, push_of, u64, until
 from killed import Servers
 from test_ledger_under_faults import TABLES, Worker, check, run
+
+from satrap.durable.snapshot import VERSION, Snapshot
+from satrap.errors import JournalError
+from satrap.ps import LocalService, PullRequest, PushRequest
+from satrap.schema import SGD, Adam, Admission, Capacity, Expiry, Table, ValueFormat
 
 IDS = np.arange(100, dtype=np.uint64)
 
@@ -105,3 +111,48 @@ def test_the_ledger_is_exact_under_kills(
         check(cluster.connect(9), workers)
         # Small thresholds are there so that kills meet snapshots, too.
         assert snapshot_bytes > 1 << 20 or list(tmp_path.glob("server-*/snapshot-*"))
+
+
+BOUNDED = (
+    Table(name="often", dim=3, optimizer=Adam(lr=0.1), capacity=Capacity(rows=1200, evict="frequency")),
+    Table(name="lately", dim=2, optimizer=SGD(lr=0.5), capacity=Capacity(rows=1200), expire=Expiry(steps=90)),
+    Table(name="seen", dim=2, optimizer=SGD(lr=0.5), format=ValueFormat.INT8, admit=Admission(sightings=2, window=600)),
+)
+
+
+@pytest.mark.parametrize("seed", [1, 2])
+def test_bounded_tables_are_what_they_are_without_kills(seed: int, tmp_path: Path) -> None:
+    # Rows that went by a rule, and the age of those that stayed, are in increments of snapshots and in replay.
+    rng, chosen = np.random.default_rng(seed), random.Random(seed)
+    undisturbed = LocalService(BOUNDED, seed=0, partitions=8, threads=1)
+    with Servers(tmp_path, BOUNDED, servers=2, snapshot_bytes=40_000, segment_bytes=1 << 12) as cluster:
+        client = cluster.connect()
+        seq = 0
+        while seq < 300 or (seq < 3000 and not any(map(incremental, tmp_path.glob("server-*")))):
+            seq += 1
+            ids = {t.name: np.unique((20_000 * rng.random(60) ** 3).astype(np.uint64)) for t in BOUNDED}
+            gradients = {t.name: rng.standard_normal((ids[t.name].size, t.dim)).astype(np.float32) for t in BOUNDED}
+            killer = None
+            if seq % 40 == 0:
+                server = chosen.choice(cluster.servers)
+                killer = threading.Timer(chosen.uniform(0.0, 0.004), lambda s=server: (s.kill(), s.begin()))
+                killer.start()
+            for service in (undisturbed, client):
+                rows = service.pull(PullRequest(ids=ids, create=True))
+                service.push(PushRequest(0, 0, seq, ids, gradients, hints=rows.hints))
+            if killer is not None:
+                killer.join()
+        for t in BOUNDED:
+            assert undisturbed.stats()[t.name].evicted + undisturbed.stats()[t.name].refused > 0
+            for p in range(8):
+                have, want = client.export_rows(t.name, p), undisturbed.export_rows(t.name, p)
+                for part in ("ids", "values", "state", "marks", "bound"):
+                    np.testing.assert_array_equal(getattr(have, part), getattr(want, part), f"{t.name}, {p}: {part}")
+        assert seq < 3000, "no snapshot built on another"
+
+
+def incremental(history: Path) -> bool:
+    with suppress(JournalError):  # one that is being removed
+        newest = Snapshot.newest(history)
+        return newest is not None and newest.manifest.version == VERSION
+    return False

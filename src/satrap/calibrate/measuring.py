@@ -12,7 +12,7 @@ import numpy as np
 
 from satrap.calibrate.disks import disk_cost
 from satrap.calibrate.rows import row_costs
-from satrap.calibrate.running import overlap
+from satrap.calibrate.running import together
 from satrap.calibrate.stages import stages_of
 from satrap.calibrate.wires import Ids, wire_cost, with_threads
 from satrap.observe.machine import cores_available, describe
@@ -57,8 +57,7 @@ def calibrate(
     if job is None or stages is None:
         return constants
     say(f"{job.name}: training, all stages at once")
-    together = overlap(job, constants, cores=cores_available(), steps=12 if quick else 160)
-    return msgspec.structs.replace(constants, job=msgspec.structs.replace(stages.cost, overlap=together))
+    return together(job, constants, cores=cores_available(), steps=12 if quick else 300)
 
 
 def _machine() -> MeasuredOn:

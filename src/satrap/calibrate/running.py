@@ -11,11 +11,12 @@ from pathlib import Path
 
 import numpy as np
 from msgspec.structs import replace
+from numpy.typing import NDArray
 
 from satrap.calibrate.children import ServerChild
 from satrap.plan.cluster import Machine
 from satrap.plan.constants import Constants
-from satrap.plan.costs import step_costs
+from satrap.plan.costs import StepCosts, step_costs
 from satrap.plan.simulation import one_machine, simulate
 from satrap.plan.workload import workload_of
 from satrap.ps import RemoteService
@@ -23,49 +24,66 @@ from satrap.ps.placement import Placement
 from satrap.schema import Job, save_job
 from satrap.train import Trainer
 
+FACTORS = 0.7, 2.0
+"""What lies outside is no property of a machine: something else ran, then or while the stages were measured."""
 LEAST = 0.5
-"""What is below is no property of a machine: something else ran meanwhile."""
+"""Of the cores, for the same reason."""
 SAMPLE_S = 0.05
 
 
-def overlap(job: Job, constants: Constants, *, cores: int, steps: int) -> float:
-    """The share of the cores that training on a server uses of what the simulation has it use; 1 for a job that was not
-    measured.
+@dataclass(frozen=True, slots=True)
+class Trained:
+    """What a stretch of training on a server took."""
 
-    Threads that wait are woken late, and who is woken puts another one aside: of that the simulation knows nothing.
+    worker_s: float
+    """CPU-seconds a sample."""
+    server_s: float
+    cores: float
+    """In use, by both."""
+
+
+def together(job: Job, constants: Constants, *, cores: int, steps: int) -> Constants:
+    """The constants with what training adds to the sum of its stages: caches and memory are shared, and threads that
+    wait are woken late. Of a job that was measured by `stages_of`.
     """
-    if constants.job is None:
-        return 1.0
+    assert constants.job is not None
+    found = trained(job, min(steps, constants.job.samples // job.train.batch_size))
     here = Machine(cores=cores, memory_gib=1.0, network_gbit=1.0)
-    costs = step_costs(workload_of(job, measured=constants.job), constants, servers=1, workers=1, worker=here)
-    predicted = simulate(costs, one_machine(cores, servers=1), staleness=job.train.staleness)
-    steps = min(steps, constants.job.samples // job.train.batch_size)
-    return min(1.0, max(LEAST, cores_used(job, steps) / predicted.cores_used))
+
+    def costs_of(known: Constants) -> StepCosts:
+        return step_costs(workload_of(job, measured=known.job), known, servers=1, workers=1, worker=here)
+
+    alone = costs_of(constants)
+    worker, server = (
+        float(np.clip(took / (predicted / alone.samples), *FACTORS))
+        for took, predicted in ((found.worker_s, alone.worker), (found.server_s, alone.server))
+    )
+    measured = replace(constants.job, worker_together=worker, servers_together=server)
+    constants = replace(constants, job=measured)
+    simulated = simulate(costs_of(constants), one_machine(cores, servers=1), staleness=job.train.staleness)
+    return replace(constants, job=replace(measured, overlap=min(1.0, max(LEAST, found.cores / simulated.cores_used))))
 
 
-@dataclass
-class _Used:
-    """CPU-seconds so far of this process and a server's, by the clock."""
+class _Watch:
+    """CPU-seconds so far of this process and of a server's, by the clock."""
 
-    child: ServerChild
-
-    def __post_init__(self) -> None:
-        self._ended = threading.Event()
-        self.at: list[tuple[float, float]] = []
-        self._thread = threading.Thread(target=self._run, name="satrap-used", daemon=True)
+    def __init__(self, child: ServerChild) -> None:
+        self._child, self._ended = child, threading.Event()
+        self.seen: list[tuple[float, float, float]] = []
+        self._thread = threading.Thread(target=self._run, name="satrap-watch", daemon=True)
         self._thread.start()
 
     def _run(self) -> None:
         while not self._ended.wait(SAMPLE_S):
-            self.at.append((time.time(), time.process_time() + self.child.cpu_s()))
+            self.seen.append((time.time(), time.process_time(), self._child.cpu_s()))
 
     def stop(self) -> None:
         self._ended.set()
         self._thread.join()
 
 
-def cores_used(job: Job, steps: int) -> float:
-    """By so many steps of training on the CPU with one server, without the first third of them."""
+def trained(job: Job, steps: int) -> Trained:
+    """So many steps of training on the CPU with one server; the first third of them does not count."""
     every = max(1, steps // 12)
     train = replace(
         job.train, max_steps=steps, epochs=1, early_stopping=None, eval_every_steps=None, log_every_steps=every,
@@ -78,15 +96,20 @@ def cores_used(job: Job, steps: int) -> float:
         with ServerChild(path, 0, job.store.threads or 0) as child:
             placement = Placement.even([child.address], job.store.partitions)
             with RemoteService(job.resolved_tables(), placement, seed=job.seed) as service:
-                used = _Used(child)
+                watch = _Watch(child)
                 try:
                     Trainer(job, run_dir=run, service=service, progress=False, plots=False).fit()
                 finally:
-                    used.stop()
+                    watch.stop()
         lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     logged = [x for x in lines if x["kind"] == "train"]
-    first = next(x for x in logged if x["step"] >= logged[-1]["step"] / 3)["time"]
-    last = logged[-1]["time"]
-    times, spent = np.array(used.at).T
-    begun, ended = (float(np.interp(t, times, spent)) for t in (first, last))
-    return (ended - begun) / float(last - first)
+    first, last = next(x for x in logged if x["step"] >= logged[-1]["step"] / 3), logged[-1]
+    times, mine, theirs = np.array(watch.seen).T
+
+    def spent(of: NDArray[np.float64]) -> float:
+        begun, ended = np.interp([first["time"], last["time"]], times, of)
+        return float(ended - begun)
+
+    samples = last["samples"] - first["samples"]
+    cores = (spent(mine) + spent(theirs)) / (last["time"] - first["time"])
+    return Trained(spent(mine) / samples, spent(theirs) / samples, cores)

@@ -110,6 +110,10 @@ class JobCost(Spec, frozen=True, kw_only=True):
     overlap: float = 1.0
     """Of the cores of a worker without a GPU, the share that its threads keep busy together, where there is work for
     all of them."""
+    worker_together: float = 1.0
+    """CPU-seconds of a worker that does all of this at once, beside a server, over the sum of these figures."""
+    servers_together: float = 1.0
+    """The same of the server."""
     step_us: float
     """What a step costs beside: metrics, log, hand-over."""
     unpool_us: float

@@ -6,7 +6,7 @@ B samples of a step, W workers, S servers, U distinct ids of one worker's batch 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from satrap.errors import JobError
 from satrap.plan.cluster import Machine
@@ -34,6 +34,10 @@ class Dense:
     alone_s: float = 0.0
     """Of `cpu_s`, what one thread does when all parts have ended."""
 
+    def times(self, factor: float) -> Dense:
+        """Of so much more on the CPU."""
+        return replace(self, cpu_s=factor * self.cpu_s, alone_s=factor * self.alone_s)
+
 
 @dataclass(frozen=True, slots=True)
 class StepCosts:
@@ -60,6 +64,11 @@ class StepCosts:
     def server(self) -> float:
         """CPU-seconds of servers."""
         return self.pull_server + self.push_server
+
+    @property
+    def worker(self) -> float:
+        """CPU-seconds of a worker, reading included."""
+        return self.read + self.engine + self.dense.cpu_s + self.beside
 
     @property
     def engine(self) -> float:
@@ -90,6 +99,8 @@ def step_costs(
     # The rows' own size against that of the measurement: what a byte more costs, on each side.
     more = max(-0.5 * wire.bytes_per_row, leg.pull_reply / max(rows, 1.0) + 8 - wire.bytes_per_row) * wire.byte_ns * NS
     per_sample = _engine_costs(job, workload, constants)
+    measured = job is not None and job.name == workload.name and not worker.gpus
+    mine, theirs = (job.worker_together, job.servers_together) if measured and job is not None else (1.0, 1.0)
 
     def moved(cost: LegCost) -> float:
         message, table, row = cost.message_us, cost.table_us, cost.row_ns
@@ -100,16 +111,16 @@ def step_costs(
     return StepCosts(
         samples=samples,
         rows=rows,
-        read=samples * per_sample["read"],
-        prepare=samples * per_sample["prepare"],
-        pull_client=moved(wire.pull_client),
-        pull_server=lookup + moved(wire.pull_server),
-        pool=samples * per_sample["pool"],
-        dense=_dense(workload, constants, worker, samples, threads),
-        beside=(job.step_us * job.batch_size if job else 500.0) * US,
-        unpool=samples * per_sample["unpool"],
-        push_client=moved(wire.push_client),
-        push_server=update + moved(wire.push_server),
+        read=mine * samples * per_sample["read"],
+        prepare=mine * samples * per_sample["prepare"],
+        pull_client=mine * moved(wire.pull_client),
+        pull_server=theirs * (lookup + moved(wire.pull_server)),
+        pool=mine * samples * per_sample["pool"],
+        dense=_dense(workload, constants, worker, samples, threads).times(mine),
+        beside=mine * (job.step_us * job.batch_size if job else 500.0) * US,
+        unpool=mine * samples * per_sample["unpool"],
+        push_client=mine * moved(wire.push_client),
+        push_server=theirs * (update + moved(wire.push_server)),
         legs=leg,
     )
 
