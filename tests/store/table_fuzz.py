@@ -6,6 +6,9 @@ The model of a table is a dict of id → (values, state) as bytes. What an updat
 holds nothing but the rows of that update: no index that has grown, no other rows, no disk. A server with a journal is
 killed (its memory and its disk file forgotten) and brought back every now and then, and must be what it was.
 
+What a server holds, marks and sketches included, is the same after a crash as before it; and a cut that was made some
+operations ago still gives the rows of then.
+
 Rows of tables without bounds must be those of the dict, all of them. Of a table that evicts, a row that is there must
 be the dict's, and there are no more than the capacity.
 """
@@ -26,10 +29,11 @@ from numpy.typing import NDArray
 
 from satrap import wire
 from satrap.ps import LocalService, Role
+from satrap.ps.cut import RowCut
 from satrap.ps.handling import Handler
 from satrap.ps.keeper import Keeper, Keeping
 from satrap.ps.snapshots import Snapshots
-from satrap.schema import SGD, Adam, Admission, Capacity, Cold, RowWiseAdagrad, StateFormat, Table, ValueFormat
+from satrap.schema import SGD, Adam, Admission, Capacity, Cold, Expiry, RowWiseAdagrad, StateFormat, Table, ValueFormat
 from satrap.store import Store
 
 Ids = NDArray[np.uint64]
@@ -55,6 +59,14 @@ TABLES = (
         cold=Cold(memory_rows=32),
     ),
     Table(name="bounded", dim=5, format=ValueFormat.FP16, optimizer=SGD(lr=0.1), capacity=Capacity(rows=200)),
+    Table(
+        name="aged",
+        dim=2,
+        optimizer=RowWiseAdagrad(lr=0.1),
+        capacity=Capacity(rows=300, evict="frequency"),
+        expire=Expiry(steps=400),
+        admit=Admission(sightings=2, window=2000),
+    ),
 )
 
 
@@ -126,6 +138,7 @@ class Run:
         self._numbers = iter(range(1000, 1 << 62))
         self._seq, self._last = 0, None
         self.done: Counter[str] = Counter()
+        self._cut: tuple[RowCut, dict[tuple[str, int], list[bytes]]] | None = None
         self._begin()
 
     def _begin(self) -> None:
@@ -154,8 +167,8 @@ class Run:
         table = TABLES[number]
         model, ids = self.models[table.name], self._some(table)
         kind = self._rng.choices(
-            ("pull", "push", "evaluate", "prefetch", "erase", "import", "check", "snapshot", "crash"),
-            (40, 40, 10, 10, 3, 3, 2, 0.3, 0.3),
+            ("pull", "push", "evaluate", "prefetch", "erase", "import", "check", "snapshot", "crash", "cut"),
+            (40, 40, 10, 10, 3, 3, 2, 0.3, 0.3, 0.6),
         )[0]
         self.done[kind] += 1
         section = (wire.Section(number, ids.size, table.dim),)
@@ -190,11 +203,37 @@ class Run:
                 Snapshots(self._keeper, self._handler, lambda work: work()).take()
             case "crash":
                 # What was in memory and in the file without a name is gone; nothing is written on the way out.
+                want, self._cut = self._everything(self.service), None
                 self._keeper.close()
                 self._begin()
                 for t in TABLES:
                     self.check(t)
+                self._same(self._everything(self.service), want)
+            case "cut":
+                if self._cut is None:
+                    self._cut = self.service.cut(waits=False), self._everything(self.service)
+                else:
+                    cut, want = self._cut
+                    self._same(self._everything(cut), want)
+                    cut.close()
+                    self._cut = None
         return int(ids.size)
+
+    def _everything(self, rows: RowCut | LocalService) -> dict[tuple[str, int], list[bytes]]:
+        """Of every partition of every table, all that a file would hold: marks, clocks and sketches too."""
+        out = {}
+        for t in TABLES:
+            for p in range(PARTITIONS):
+                b = rows.export_rows(t.name, p)
+                out[t.name, p] = [
+                    b"" if x is None else x.tobytes() for x in (b.ids, b.values, b.state, b.marks, b.bound)
+                ]
+        return out
+
+    def _same(self, have: dict[tuple[str, int], list[bytes]], want: dict[tuple[str, int], list[bytes]]) -> None:
+        for unit, parts in want.items():
+            for what, a, b in zip(("ids", "values", "state", "marks", "bound"), have[unit], parts, strict=True):
+                assert a == b, f"{unit}: {what}"
 
     def _same_values(self, model: Model, ids: Ids, reply: wire.Message) -> None:
         assert isinstance(reply, wire.RowsReply)
