@@ -126,6 +126,21 @@ def test_a_cleared_server_and_a_long_chain_begin_a_new_one(tmp_path: Path, monke
     again(tmp_path, want)
 
 
+def test_where_nothing_has_changed_the_last_snapshot_is_the_next_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "CHAIN_MAX", 2)
+    life = Life(tmp_path)
+    life.ask(pull(10))
+    for seq in range(1, 5):
+        path = life.snapshot()
+        assert path == life.snapshot()  # also where the next one would begin a chain
+        life.ask(push(seq, ids(seq)))
+    want = digest(life.handler)
+    life.close()
+    again(tmp_path, want)
+
+
 def test_a_partition_that_left_and_came_back_between_snapshots_is_taken_whole(tmp_path: Path) -> None:
     life = Life(tmp_path)
     life.ask(pull(10))

@@ -23,7 +23,7 @@ from satrap import wire
 from satrap.durable.files import LOCAL
 from satrap.durable.record import Kind
 from satrap.durable.rows import RowBlock
-from satrap.durable.snapshot import BEGIN, END, GONE, Snapshot, SnapshotWriter, remove_others, snapshots
+from satrap.durable.snapshot import BEGIN, END, GONE, Snapshot, SnapshotWriter, remove_others, snapshot_path, snapshots
 from satrap.errors import JournalError
 from satrap.ps.changes import Changes, by_partition, changes_since, united
 from satrap.ps.handling import Handler
@@ -128,10 +128,11 @@ class Snapshots:
         chain = self._chain()
         begin, generation, state, lost = self._run(lambda: self._begin(noting=bool(chain)))
         path: Path | None = None
+        all_rows = self._all_rows
         try:
-            if chain and chain[-1].manifest.begin == begin:
-                path = chain[-1].path  # nothing has changed
-                return path
+            if begin in snapshots(keeper.folder, keeper.files):
+                return snapshot_path(keeper.folder, begin)  # nothing has changed
+            all_rows = True  # units that were copied, and are in no snapshot, do not know any more what went from them
             base, changes = self._changes(chain, begin)
             if changes is not None:
                 changes.whole |= lost
@@ -155,7 +156,7 @@ class Snapshots:
         finally:
             with suppress(Stopped):
                 self._run(self._stop_noting)
-            self._all_rows = path is None
+            self._all_rows = all_rows and path is None
         if path is None:
             return None
         self.meters.taken += 1
