@@ -366,7 +366,17 @@ def _what(c: dict[str, Any]) -> str:
     return f"{c['data']}" + (f", batch {c['batch']}" if c.get("batch") else "")
 
 
+def _stored(c: dict[str, Any]) -> str:
+    """How rows are kept, where that is not as fp32 without a bound: `Case.stored`."""
+    text = " ".join(filter(None, (c.get("format", "fp32"), c.get("rounding"))))
+    text += "" if c.get("state", "fp32") == "fp32" else f", moments {c['state']}"
+    parts = [*([] if text == "fp32" else [text]), *([c["bounds"]] if c.get("bounds") else [])]
+    return ", ".join(parts)
+
+
 def _side(c: dict[str, Any]) -> str:
+    if _stored(c) and not c["staleness"]:
+        return _stored(c)
     mode = "asynchronous" if c["dense_mode"] == "async" else "hybrid" if c["staleness"] else "synchronous"
     said = f"{mode} {c['staleness']}" if c["staleness"] else mode
     said += "" if c["workers"] == 1 else f", {c['workers']} workers"
@@ -397,7 +407,8 @@ def _differences(same: str, own: Sequence[tuple[dict[str, Any], dict[str, Any]]]
         interval = None if side.startswith("synchronous") else paired(auc, base)
         if interval is not None:
             bars.append(Bar(f"{side} ({interval.n} seeds)", interval.mean, half=interval.half))
-    title = f"{same}: test AUC less that of synchronous training, 95 % interval"
+    base_is = "unbounded fp32 rows" if any(_stored(c) for c, _ in own) else "synchronous training"
+    title = f"{same}: test AUC less that of {base_is}, 95 %"
     return Panel(title, bars, "difference", points=True)
 
 
