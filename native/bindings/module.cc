@@ -395,9 +395,8 @@ NB_MODULE(_native, m) {
            [](Store& s, uint32_t table) {
              need(table < s.tables() && s.table(table).bounded(), "no such bounded table");
              Table& t = s.table(table);
-             nb::gil_scoped_release release;
              std::unique_lock lock(t.mutex());
-             s.pool().run(t.partitions(), [&](size_t p) { t.open_cut(static_cast<uint32_t>(p)); });
+             for (uint32_t p = 0; p < t.partitions(); ++p) t.open_cut(p);
              return t.cut_bytes();
            })
       .def("close_cut",

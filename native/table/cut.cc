@@ -12,22 +12,31 @@ namespace satrap {
 
 void Table::open_cut(uint32_t part) {
   auto cut = std::make_unique<PartitionCut>();
-  const size_t marks = exported_marks(), rows = parts_[part].next_row;
-  cut->marks.resize(marks * rows);
-  const TableView t = view();
-  if (marks != 0)
-    for (size_t i = 0; i < rows; ++i)
-      export_marks(part, row_at(t, views_[part], static_cast<uint32_t>(i)), cut->marks.data() + i * marks);
+  cut->clock = recency_clock(part);
+  cut->rows = parts_[part].next_row;
   cuts_[part] = std::move(cut);
 }
 
 void Table::close_cut(uint32_t part) { cuts_[part].reset(); }
 
 size_t Table::cut_bytes() const {
-  size_t bytes = 0;
+  size_t rows = 0;
   for (const auto& cut : cuts_)
-    if (cut) bytes += cut->marks.size();
-  return bytes;
+    if (cut) rows += cut->rows;
+  return rows * exported_marks();
+}
+
+void Table::marks_age(uint32_t part) {
+  PartitionCut* cut = cuts_[part].get();
+  if (cut == nullptr || cut->aged || exported_marks() == 0) return;
+  const size_t marks = exported_marks();
+  try {
+    cut->marks.resize(marks * cut->rows);
+  } catch (const std::bad_alloc&) {
+    cut->lost = true;
+  }
+  for (uint32_t i = 0; i < cut->rows && !cut->lost; ++i) cut_marks_of(part, i, cut->marks.data() + i * marks);
+  cut->aged = true;
 }
 
 void Table::cut_marks(const uint64_t* ids, size_t n, uint8_t* out) const {
@@ -43,16 +52,21 @@ void Table::cut_marks(const uint64_t* ids, size_t n, uint8_t* out) const {
 void Table::cut_marks_of(uint32_t part, uint32_t number, uint8_t* out) const {
   const size_t marks = exported_marks();
   const PartitionCut* cut = cuts_[part].get();
-  const bool known = cut != nullptr && (number + size_t{1}) * marks <= cut->marks.size();
-  if (known)
-    std::memcpy(out, cut->marks.data() + number * marks, marks);
-  else
+  if (marks == 0) return;
+  if (cut == nullptr || cut->lost || number >= cut->rows) {
     std::memset(out, 0, marks);
+  } else if (cut->aged) {
+    std::memcpy(out, cut->marks.data() + number * marks, marks);
+  } else {
+    const uint8_t* mark = marks_of(row_at(view(), views_[part], number));
+    for (size_t k = 0; k < marks; ++k) out[k] = mark[k * layout_.mark_stride];
+    if (spec_.bound.eviction == Eviction::kRecency) out[0] = static_cast<uint8_t>(cut->clock - out[0]);
+  }
 }
 
 void Table::keep_for_cut(uint32_t part, const std::vector<Victim>& rows) {
   PartitionCut& cut = *cuts_[part];
-  if (cut.lost) return;
+  if (cut.lost) return;  // whoever reads will be told
   CutRows& gone = cut.gone;
   const size_t had = gone.ids.size(), n = had + rows.size(), marks = exported_marks();
   const size_t bytes = stored_bytes(spec_.format, spec_.dim), words = exported_words(spec_);

@@ -14,9 +14,13 @@ struct CutRows {
 };
 
 struct PartitionCut {
-  std::vector<uint8_t> marks;  // by row number, as files have them
-  CutRows gone;                // removed by a rule since they were last asked for
-  bool lost = false;           // there was no memory for them
+  uint8_t clock = 0;  // of recency, at the cut
+  uint32_t rows = 0;  // row numbers below this were given out then
+  bool aged =
+      false;  // marks are those of then, as files have them, by row number; before: what they are in the rows
+  std::vector<uint8_t> marks;
+  CutRows gone;       // removed by a rule since they were last asked for
+  bool lost = false;  // there was no memory for them, or for the marks
 };
 
 }  // namespace satrap

@@ -539,11 +539,13 @@ void Table::entered_one(uint32_t part) {
   const uint32_t rows = parts_[part].next_row;
   if (spec_.bound.eviction == Eviction::kRecency && b.made % (recency_unit(share(part)) * kClampEvery) == 0) {
     const uint8_t now = recency_clock(part);
+    marks_age(part);
     for (uint32_t i = 0; i < rows; ++i) {
       uint8_t* mark = marks_of(row_at(t, views_[part], i));
       if (static_cast<uint8_t>(now - *mark) > kClampedAge) *mark = static_cast<uint8_t>(now - kClampedAge);
     }
   } else if (spec_.bound.eviction == Eviction::kFrequency && b.made % share(part) == 0) {
+    marks_age(part);
     for (uint32_t i = 0; i < rows; ++i) {
       uint8_t* mark = marks_of(row_at(t, views_[part], i));
       *mark = static_cast<uint8_t>(*mark >> 1);
@@ -567,6 +569,7 @@ void Table::expire(uint32_t part, uint64_t seconds, const std::vector<uint32_t>&
                  which = spec.eviction != Eviction::kNone ? layout_.mark_stride : 0;
   const uint64_t limit = expiry_limit(spec);
   std::vector<char> gone(rows);
+  marks_age(part);
   for (uint32_t i : used) *(marks_of(row_at(t, views_[part], i)) + which) = kUsed;
   for (uint32_t i = 0; i < rows; ++i) {
     uint8_t* mark = marks_of(row_at(t, views_[part], i)) + which;
@@ -656,8 +659,8 @@ void Table::remove(uint32_t part, const std::vector<Victim>& rows) {
     for (const Victim& v : rows) handed.push_back(row_at(t, views_[part], v.number));
     sink_(part, rows.data(), handed.data(), rows.size());
   }
-  if (keeps_removals_) note_removals(part, rows);
-  if (cuts_[part]) keep_for_cut(part, rows);
+  if (keeps_removals_ && !cold_) note_removals(part, rows);  // what goes to disk stays
+  if (cuts_[part] && !cold_) keep_for_cut(part, rows);
   for (const Victim& v : rows) unlink(part, mix(v.id));
   p.removed_at = generation_;
   publish(part);
@@ -852,7 +855,8 @@ bool Table::advance_bound(uint32_t part, const char* data, size_t bytes) {
 // What `entered_one` and `expire` have done, from (made, tick) to what the partition is at now, to rows that
 // were not used meanwhile.
 void Table::age_marks(uint32_t part, uint64_t made, uint64_t tick, uint64_t since) {
-  if (layout_.marks == 0) return;
+  if (exported_marks() == 0) return;
+  marks_age(part);
   const PartitionBound& b = bounds_[part];
   const Eviction eviction = spec_.bound.eviction;
   const uint64_t most = std::max<uint64_t>(share(part), 1), unit = recency_unit(share(part));

@@ -129,10 +129,10 @@ class Table {
 
   // ---- a bounded table as of one moment, read while it goes on: see cut.h. One at a time.
 
-  // Of a partition as it is now; different ones from different threads at once. Throws std::bad_alloc.
+  // Of a partition as it is now. Costs nothing yet: marks are copied before they first age.
   void open_cut(uint32_t partition);
   void close_cut(uint32_t partition);
-  // Of what is remembered beside the rows that are gone.
+  // What marks take when they all have been.
   size_t cut_bytes() const;
   // The marks that rows had when the cuts of their partitions were opened, of those that were there then and
   // that nobody has named since; of others anything. `out` [n, exported marks].
@@ -218,6 +218,8 @@ class Table {
   void enter_cold(uint32_t partition, const uint64_t* ids, const std::vector<Returning>& rows,
                   std::vector<char>& records, uint32_t* numbers);
   void note_removals(uint32_t partition, const std::vector<Victim>& rows);
+  // The marks of rows that nobody has named are about to change.
+  void marks_age(uint32_t partition);
   void cut_marks_of(uint32_t partition, uint32_t number, uint8_t* out) const;
   void keep_for_cut(uint32_t partition, const std::vector<Victim>& rows);
   void age_marks(uint32_t partition, uint64_t made, uint64_t tick, uint64_t since);

@@ -1,5 +1,8 @@
 // Bounded tables against a model: maps with the rules of table/bounds.h, written out plainly.
+#include <unistd.h>
+
 #include <algorithm>
+#include <cstdlib>
 #include <deque>
 #include <map>
 #include <numeric>
@@ -652,6 +655,76 @@ TEST(a_partition_remembers_half_as_many_removals_as_it_has_rows) {
     const Removals removed = store.table(0).take_removals(0, &bound);
     CHECK_EQUAL(removed.lost, kept == 0);
     CHECK(removed.lost ? removed.ids.empty() : removed.ids.size() > 2900);
+  }
+}
+
+// Of rows that nobody names after a cut, values, state and marks of then are known, whether a rule has
+// removed them or not; of a table with a cold tier no row is gone, and none has marks.
+TEST(a_cut_remembers_what_rules_do_to_rows_that_nobody_names) {
+  for (int kind = 0; kind < 5; ++kind) {
+    BoundSpec b = capacity(2000, kind == 1 ? Eviction::kFrequency : Eviction::kRecency);
+    if (kind == 2) b = BoundSpec();
+    if (kind >= 2) b.ttl = 60;
+    if (kind >= 3) b.sightings = 2, b.window = 4000;
+    if (kind == 4) b.ttl = 0;
+    const TableSpec spec = bounded_spec(b);
+    Store store({spec}, 2, 1);
+    Table& t = store.table(0);
+    char folder[] = "/tmp/satrap-cut-XXXXXX";
+    if (kind == 4) store.open_cold(0, mkdtemp(folder), "t");
+    std::mt19937_64 random(kind);
+    uint64_t step = 0, gone = 0, there = 0;
+    std::set<uint64_t> named;
+    const auto go_on = [&](int steps, uint64_t from) {
+      for (int i = 0; i < steps; ++i) {
+        std::set<uint64_t> ids;
+        for (int k = 0; k < 60; ++k) ids.insert(from + random() % (random() % 2 == 0 ? 4'000 : 1'000));
+        named.insert(ids.begin(), ids.end());
+        Buffers batch(spec, 0, {ids.begin(), ids.end()}, 0.25f);
+        store.pull({batch.pull()}, true);
+        store.push({batch.push_pulled()}, 1.0f, ++step);
+      }
+    };
+    go_on(100, 0);
+    for (int round = 0; round < 3; ++round) {
+      std::map<uint64_t, Copied> then, found;
+      for (uint32_t part = 0; part < 4; ++part) {
+        t.visit_ordered(part, [&](uint64_t id, const Row& row) { then[id].add(t, part, id, row); });
+        t.open_cut(part);
+      }
+      named.clear();
+      go_on(20 + 60 * round, 3'000 * (round + 1));  // others, mostly
+      CutRows removed;
+      CHECK(t.take_cut_rows(&removed));
+      CHECK(kind != 4 || removed.ids.empty());
+      for (auto& [id, copied] : then) {
+        if (named.contains(id)) continue;
+        std::vector<char> record;
+        const Row row = t.find_anywhere(id, &record);
+        Copied now;
+        if (row) {
+          now.add(t, t.partition_of(id), id, row);
+          t.cut_marks(&id, 1, now.marks.data());
+          ++there;
+        } else {
+          const size_t i = std::find(removed.ids.begin(), removed.ids.end(), id) - removed.ids.begin();
+          CHECK(i < removed.ids.size());
+          const size_t bytes = stored_bytes(spec.format, spec.dim), words = exported_words(spec);
+          const size_t marks = t.exported_marks();
+          now.ids = {id};
+          now.values.assign(&removed.values[i * bytes], &removed.values[i * bytes] + bytes);
+          now.state.assign(removed.state.data() + i * words, removed.state.data() + (i + 1) * words);
+          now.marks.assign(removed.marks.data() + i * marks, removed.marks.data() + (i + 1) * marks);
+          ++gone;
+        }
+        CHECK(now == copied);
+      }
+      for (uint32_t part = 0; part < 4; ++part) t.close_cut(part);
+      CHECK_EQUAL(t.cut_bytes(), 0u);
+    }
+    if (kind == 4) rmdir(folder);
+    CHECK(there > 100);
+    CHECK(kind == 4 || gone > 100);
   }
 }
 

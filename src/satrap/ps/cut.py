@@ -42,7 +42,7 @@ class RowCut:
     """Implements `Cut` on a store in this process. A `Watcher` of its changes; thread-safe.
 
     Nothing may change while it is made. Memory: the rows that change before they are written, as they were, at most
-    `aside_bytes`; 24 bytes for each of them; and of bounded tables the marks and sketches, which are copied at once.
+    `aside_bytes`; 24 bytes for each of them; and of bounded tables the sketches, and the marks as soon as they age.
     """
 
     def __init__(

@@ -514,7 +514,8 @@ class Store:
 
     def open_cut(self, table: str) -> int:
         """A bounded table remembers from here on what `cut_marks` and `take_cut_rows` give, of every partition until
-        its `close_cut`; again: from the last time on. Returns the bytes of the marks."""
+        its `close_cut`; again: from the last time on. Copies marks when they first age; returns the bytes they then
+        take, at most."""
         i = self.index(table)
         return self._call(lambda: self._native.open_cut(i))
 
