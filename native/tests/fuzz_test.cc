@@ -113,7 +113,10 @@ TEST(any_state_of_a_bounded_partition_is_taken_or_refused_and_the_table_goes_on)
       state[random() % state.size()] = static_cast<char>(random() % 3 == 0 ? 0xFF : random());
     const std::unique_ptr<char[]> exact(new char[state.size()]);
     std::copy(state.begin(), state.end(), exact.get());
-    store.table(0).import_bound(part, exact.get(), state.size());
+    if (random() % 2 == 0)
+      store.table(0).import_bound(part, exact.get(), state.size());
+    else
+      store.table(0).advance_bound(part, exact.get(), state.size());
     std::vector<uint64_t> ids(8);
     for (size_t k = 0; k < ids.size(); ++k) ids[k] = 8 * (random() % 32) + k;
     Buffers b(spec, 0, ids);
