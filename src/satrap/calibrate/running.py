@@ -17,7 +17,7 @@ from satrap.calibrate.children import ServerChild
 from satrap.plan.cluster import Machine
 from satrap.plan.constants import Constants
 from satrap.plan.costs import StepCosts, step_costs
-from satrap.plan.simulation import one_machine, simulate
+from satrap.plan.simulation import Simulated, one_machine, simulate
 from satrap.plan.workload import workload_of
 from satrap.ps import RemoteService
 from satrap.ps.placement import Placement
@@ -29,6 +29,8 @@ FACTORS = 0.7, 2.0
 LEAST = 0.5
 """Of the cores, for the same reason."""
 SAMPLE_S = 0.05
+RUN_S, RUN_STEPS = 20.0, 12
+"""About how long the training takes at most; but so many steps."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,12 +49,16 @@ def together(job: Job, constants: Constants, *, cores: int, steps: int) -> Const
     wait are woken late. Of a job that was measured by `stages_of`.
     """
     assert constants.job is not None
-    found = trained(job, min(steps, constants.job.samples // job.train.batch_size))
     here = Machine(cores=cores, memory_gib=1.0, network_gbit=1.0)
 
     def costs_of(known: Constants) -> StepCosts:
         return step_costs(workload_of(job, measured=known.job), known, servers=1, workers=1, worker=here)
 
+    def simulated(known: Constants) -> Simulated:
+        return simulate(costs_of(known), one_machine(cores, servers=1), staleness=job.train.staleness)
+
+    affordable = max(RUN_STEPS, int(RUN_S / simulated(constants).step_s))
+    found = trained(job, min(steps, affordable, constants.job.samples // job.train.batch_size))
     alone = costs_of(constants)
     worker, server = (
         float(np.clip(took / (predicted / alone.samples), *FACTORS))
@@ -60,8 +66,8 @@ def together(job: Job, constants: Constants, *, cores: int, steps: int) -> Const
     )
     measured = replace(constants.job, worker_together=worker, servers_together=server)
     constants = replace(constants, job=measured)
-    simulated = simulate(costs_of(constants), one_machine(cores, servers=1), staleness=job.train.staleness)
-    return replace(constants, job=replace(measured, overlap=min(1.0, max(LEAST, found.cores / simulated.cores_used))))
+    used = found.cores / simulated(constants).cores_used
+    return replace(constants, job=replace(measured, overlap=min(1.0, max(LEAST, used))))
 
 
 class _Watch:
@@ -111,5 +117,5 @@ def trained(job: Job, steps: int) -> Trained:
         return float(ended - begun)
 
     samples = last["samples"] - first["samples"]
-    cores = (spent(mine) + spent(theirs)) / (last["time"] - first["time"])
+    cores = (spent(mine) + spent(theirs)) / max(last["time"] - first["time"], SAMPLE_S)
     return Trained(spent(mine) / samples, spent(theirs) / samples, cores)
