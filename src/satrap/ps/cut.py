@@ -61,7 +61,7 @@ class RowCut:
         `waits`: who changes rows waits here while there is no room to set them aside; else somebody looks at `full`.
         `aside_bytes`: None: half of what is left.
 
-        Raises StoreError where those do not fit.
+        Raises StoreError where sketches and marks do not fit.
         """
         self._store, self._guard, self._export, self._waits, self._closed = store, guard, export, waits, closed
         self._stats, self._clients = dict(stats), dict(clients)
@@ -73,7 +73,7 @@ class RowCut:
         self._bounds: dict[tuple[str, int], NDArray[np.uint8]] = {}
         """Of bounded tables: what they keep beside the rows."""
         self._marks = 0
-        """Bytes that their marks take."""
+        """Bytes that their marks may take, once all have aged."""
         self._aside = {t.name: Aside(store) for t in store.configuration}
         self._bytes = 0
         """Set aside, and of the bounded tables' sketches."""
