@@ -49,6 +49,22 @@ def test_a_server_that_stays_silent_past_its_deadline_is_replaced_and_does_not_w
     assert digest(run.run) == undisturbed
 
 
+def test_a_stopped_server_does_not_outlive_a_life_that_ended_because_of_another(
+    tmp_path: Path, cluster: str, undisturbed: str
+) -> None:
+    # Nobody has waited for it for long when the run begins again, so nobody has told the driver of it.
+    with disturbed(tmp_path, cluster) as run:
+        run.saves()
+        pid = run.targets()["server 1"].pid
+        os.kill(pid, signal.SIGSTOP)
+        run.kill("worker 1")
+        run.says("starting again from the last checkpoint")
+        assert not alive(pid)
+        run.ends()
+    assert len(run.restarts()) == 1
+    assert digest(run.run) == undisturbed
+
+
 def test_a_silent_server_with_a_history_is_replaced_in_place_and_nothing_goes_back(
     tmp_path: Path, cluster: str, undisturbed: str
 ) -> None:

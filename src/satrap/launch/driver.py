@@ -58,7 +58,8 @@ class Life:
     starting: bool = True
     """It has not come as far as training."""
     failures: list[tuple[Member, Failed]] = field(default_factory=list)
-    """Before the others were told to give up."""
+    """Before the others were told to give up, and of a server that nobody reaches also after that: who has waited for
+    it longest may be the last to end."""
     restored: int | None = None
     """Gradients in the checkpoint that it began with, once every worker has told."""
     trained: dict[int, int] = field(default_factory=dict)
@@ -161,9 +162,12 @@ class Driver:
         self._end_scaling(life)
         if life.well:
             self._tell(life, members)
-        elif any(isinstance(f.error, ServerUnreachable) for _, f in life.failures):
-            reached = [m for m in (*fleet.owners, *fleet.embedding_workers) if m not in life.gone]
-            self._end_stuck(life, [m for m in reached if not fleet.answers(m, ABORT_S)])
+        else:
+            # Who says first why a life ended need not know of a server that nobody reaches: every one is asked.
+            for m in life.gone:
+                fleet.end(m)
+            others = [m for m in (*fleet.owners, *fleet.embedding_workers) if m not in (*life.gone, *life.stuck)]
+            self._end_stuck(life, fleet.silent(others, ABORT_S))
         return life
 
     def _end_stuck(self, life: Life, members: Iterable[Member]) -> None:
@@ -191,7 +195,7 @@ class Driver:
                 continue
             life.ended[worker.index] = ended
             life.trained[worker.index] = ended.trained
-            if ended.failed is not None and early:
+            if ended.failed is not None and (early or isinstance(ended.failed.error, ServerUnreachable)):
                 life.failures.append((worker, ended.failed))
         for promise in [p for p, w in pending.items() if w in life.gone]:
             del pending[promise]
@@ -206,6 +210,7 @@ class Driver:
             f"{member.name} (pid {member.begun.pid if member.begun else '?'}) has ended: it is brought back"
         )
         try:
+            fleet.end(member)  # Ray may have lost sight of one that runs
             now = fleet.revive(member)
             assert member.begun is not None
             assert now.begun is not None
@@ -547,8 +552,11 @@ def _named(member: Member) -> str:
 
 def _what_happened(life: Life) -> str:
     if life.gone or life.starting:
-        who = life.gone or life.stuck
-        verb = ("has" if len(who) == 1 else "have") + (" ended" if life.gone else " not answered")
-        return f"{' and '.join(map(_named, who))} {verb}" + (" while it was starting" if life.starting else "")
-    worker, failed = life.failures[0]
+        told = [
+            f"{' and '.join(map(_named, who))} {'has' if len(who) == 1 else 'have'} {what}"
+            for who, what in ((life.gone, "ended"), (life.stuck, "not answered"))
+            if who
+        ]
+        return ", ".join(told) + (" while it was starting" if life.starting else "")
+    worker, failed = next((f for f in life.failures if not isinstance(f[1].error, WorkerGone)), life.failures[0])
     return f"{worker.name}: {first_line(failed.error) if failed.error is not None else failed.message}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
 from collections import deque
@@ -422,9 +423,17 @@ class Fleet:
             return member.begun.identity.alive
         return member.watch is not None and not self.session.ray.wait([member.watch], timeout=0)[0]
 
-    def answers(self, server: Member, timeout_s: float) -> bool:
-        """Whether a server answers the driver in time."""
-        return bool(self.session.ray.wait([server.actor.text.remote()], timeout=timeout_s)[0])
+    def silent(self, members: Sequence[Member], timeout_s: float) -> list[Member]:
+        """Those that do not answer the driver in time, all asked at once: ended, stopped or busy for that long."""
+        ray = self.session.ray
+        asked = {m.actor.text.remote(): m for m in members}
+        answered = ray.wait(list(asked), num_returns=len(asked), timeout=timeout_s)[0] if asked else []
+        silent = {id(m) for m in members}
+        for answer in answered:
+            with contextlib.suppress(ray.exceptions.RayError):
+                ray.get(answer)
+                silent.discard(id(asked[answer]))
+        return [m for m in members if id(m) in silent]
 
     def texts(self, timeout_s: float) -> dict[int, Told]:
         """What each worker tells, by number, within the time; takes in the metrics of all. Who is busy is left out."""
