@@ -3,10 +3,12 @@
 #include <nanobind/nanobind.h>
 #include <nanobind/ndarray.h>
 
+#include <algorithm>
 #include <cstdint>
 #include <initializer_list>
 #include <memory>
 #include <stdexcept>
+#include <vector>
 
 namespace satrap {
 
@@ -32,5 +34,12 @@ nb::ndarray<nb::numpy, T> owned(std::unique_ptr<T[]> data, std::initializer_list
 
 void bind_wire(nb::module_& m);
 void bind_durable(nb::module_& m);
+
+// A copy of ids.
+inline nb::ndarray<nb::numpy, uint64_t> owned_ids(const std::vector<uint64_t>& ids) {
+  std::unique_ptr<uint64_t[]> to(new uint64_t[ids.size()]);
+  std::copy(ids.begin(), ids.end(), to.get());
+  return owned(std::move(to), {ids.size()});
+}
 
 }  // namespace satrap

@@ -385,11 +385,66 @@ NB_MODULE(_native, m) {
              std::string state;
              std::unique_lock lock(t.mutex());
              const Removals removed = t.take_removals(partition, &state);
-             const size_t n = removed.ids.size();
-             std::unique_ptr<uint64_t[]> ids(new uint64_t[n]);
-             std::copy(removed.ids.begin(), removed.ids.end(), ids.get());
-             return nb::make_tuple(removed.lost, owned(std::move(ids), {n}),
+             return nb::make_tuple(removed.lost, owned_ids(removed.ids),
                                    nb::bytes(state.data(), state.size()));
+           })
+      .def("follow",
+           [](Store& s, uint32_t table, uint32_t partition, bool on) {
+             need(table < s.tables(), "no such table");
+             Table& t = s.table(table);
+             need(partition < t.partitions() && t.bounded(), "no such partition of a bounded table");
+             std::unique_lock lock(t.mutex());
+             on ? t.follow(partition) : t.unfollow(partition);
+           })
+      .def("take_followed",
+           [](Store& s, uint32_t table, uint32_t partition) {
+             need(table < s.tables(), "no such table");
+             Table& t = s.table(table);
+             need(partition < t.partitions() && t.bounded(), "no such partition of a bounded table");
+             std::unique_lock lock(t.mutex());
+             const Removals removed = t.take_followed(partition);
+             return nb::make_tuple(removed.lost, owned_ids(removed.ids));
+           })
+      .def("export_clocks",
+           [](Store& s, uint32_t table, uint32_t partition, bool whole) {
+             need(table < s.tables(), "no such table");
+             Table& t = s.table(table);
+             need(partition < t.partitions() && t.bounded(), "no such partition of a bounded table");
+             std::shared_lock lock(t.mutex());
+             const std::string state = t.export_clocks(partition, whole);
+             return nb::bytes(state.data(), state.size());
+           })
+      .def("rows_of",
+           [](Store& s, uint32_t table, uint32_t partition) {
+             need(table < s.tables() && partition < s.table(table).partitions(), "no such partition");
+             std::shared_lock lock(s.table(table).mutex());
+             return s.table(table).rows(partition);
+           })
+      .def("export_ids",
+           [](Store& s, uint32_t table, uint32_t partition) {
+             need(table < s.tables(), "no such table");
+             Table& t = s.table(table);
+             need(partition < t.partitions(), "no such partition");
+             std::vector<uint64_t> ids;
+             {
+               nb::gil_scoped_release release;
+               std::shared_lock lock(t.mutex());
+               ids = t.ids(partition);
+             }
+             return owned_ids(ids);
+           })
+      .def("in_memory",
+           [](Store& s, uint32_t table, const Ids& ids) {
+             need(table < s.tables(), "no such table");
+             Table& t = s.table(table);
+             const size_t n = ids.shape(0);
+             std::unique_ptr<uint8_t[]> there(new uint8_t[n]);
+             {
+               nb::gil_scoped_release release;
+               std::shared_lock lock(t.mutex());
+               for (size_t i = 0; i < n; ++i) there[i] = static_cast<bool>(t.find(ids.data()[i]));
+             }
+             return owned(std::move(there), {n});
            })
       .def("open_cut",
            [](Store& s, uint32_t table) {
@@ -437,9 +492,7 @@ NB_MODULE(_native, m) {
                std::copy(from.begin(), from.end(), to.get());
                return owned(std::move(to), {n, width});
              };
-             std::unique_ptr<uint64_t[]> ids(new uint64_t[n]);
-             std::copy(rows.ids.begin(), rows.ids.end(), ids.get());
-             return nb::make_tuple(whole, owned(std::move(ids), {n}),
+             return nb::make_tuple(whole, owned_ids(rows.ids),
                                    array(rows.values, stored_bytes(t.spec().format, t.layout().dim)),
                                    array(rows.state, exported_words(t.spec())),
                                    array(rows.marks, t.exported_marks()));

@@ -24,6 +24,7 @@
 #include <algorithm>
 #include <cstdint>
 #include <functional>
+#include <memory>
 #include <vector>
 
 #include "table/sketch.h"
@@ -61,6 +62,13 @@ struct Removals {
   bool lost = false;  // there are more than are kept, or marks can no more be told from those of then
 };
 
+// What somebody who copies a partition while it is used must be told of besides the ids that calls name.
+struct Followed {
+  static constexpr size_t kSweeps = 64;  // of a row that was not used for so long nothing is left
+  Removals removed;                      // since it was taken
+  std::vector<uint64_t> sweeps;          // the last ticks at which marks of expiry aged
+};
+
 struct PartitionBound {
   static constexpr uint64_t kUnset = ~uint64_t{0};
   uint64_t made = 0;       // rows so far: the clock of recency, and when to halve frequencies
@@ -69,7 +77,8 @@ struct PartitionBound {
   BoundCounts counts;
   Sketch sketch;
   Removals removed;
-  uint64_t swept = kUnset;  // `tick` of the first sweep since they were asked for
+  uint64_t swept = kUnset;             // `tick` of the first sweep since they were asked for
+  std::unique_ptr<Followed> followed;  // null where nobody copies it
 };
 
 // Ids of removed rows that are kept: half as many as there are rows, and so many of few.

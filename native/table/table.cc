@@ -382,6 +382,17 @@ void Table::visit_ordered(uint32_t partition,
   }
 }
 
+std::vector<uint64_t> Table::ids(uint32_t partition) const {
+  std::vector<uint64_t> out;
+  out.reserve(rows(partition));
+  for_each_entry(
+      partition, [](uint32_t, uint32_t) { return true; }, [&](uint64_t h, uint32_t) { out.push_back(h); });
+  if (cold_) cold_->visit(partition, [&](uint64_t id, char*) { out.push_back(mix(id)); });
+  std::sort(out.begin(), out.end());
+  for (uint64_t& x : out) x = unmix(x);
+  return out;
+}
+
 TableSize Table::size() const {
   TableSize s;
   uint64_t held = 0;
@@ -560,10 +571,18 @@ void Table::expire(uint32_t part, uint64_t seconds, const std::vector<uint32_t>&
   const uint64_t tick = (spec.ttl_seconds ? seconds : b.step) / expiry_unit(spec);
   const uint64_t passed = b.tick == PartitionBound::kUnset || tick <= b.tick ? 0 : tick - b.tick;
   // Rows that came from elsewhere age from here on, and nothing says so.
-  if (b.tick == PartitionBound::kUnset && parts_[part].count != 0) b.removed = {{}, true};
+  if (b.tick == PartitionBound::kUnset && parts_[part].count != 0) {
+    b.removed = {{}, true};
+    if (b.followed) b.followed->removed = {{}, true};
+  }
   if (b.tick == PartitionBound::kUnset || tick > b.tick) b.tick = tick;
   if (passed == 0) return;
   if (b.swept == PartitionBound::kUnset) b.swept = tick;
+  if (b.followed) {
+    std::vector<uint64_t>& sweeps = b.followed->sweeps;
+    if (sweeps.size() == Followed::kSweeps) sweeps.erase(sweeps.begin());
+    sweeps.push_back(tick);
+  }
   const TableView t = view();
   const uint32_t rows = parts_[part].next_row,
                  which = spec.eviction != Eviction::kNone ? layout_.mark_stride : 0;
@@ -659,15 +678,19 @@ void Table::remove(uint32_t part, const std::vector<Victim>& rows) {
     for (const Victim& v : rows) handed.push_back(row_at(t, views_[part], v.number));
     sink_(part, rows.data(), handed.data(), rows.size());
   }
-  if (keeps_removals_ && !cold_) note_removals(part, rows);  // what goes to disk stays
+  if (!cold_) {  // what goes to disk stays
+    PartitionBound& b = bounds_[part];
+    if (keeps_removals_) note_removals(part, rows, &b.removed);
+    if (b.followed) note_removals(part, rows, &b.followed->removed);
+  }
   if (cuts_[part] && !cold_) keep_for_cut(part, rows);
   for (const Victim& v : rows) unlink(part, mix(v.id));
   p.removed_at = generation_;
   publish(part);
 }
 
-void Table::note_removals(uint32_t part, const std::vector<Victim>& rows) {
-  Removals& removed = bounds_[part].removed;
+void Table::note_removals(uint32_t part, const std::vector<Victim>& rows, Removals* to) const {
+  Removals& removed = *to;
   const uint64_t most = std::max(kRemovedLeast, parts_[part].count / 2);
   if (!removed.lost && removed.ids.size() + rows.size() <= most) {
     try {
@@ -787,19 +810,22 @@ namespace {
 // As docs/formats/rows.md has it: before the counters of the sketch.
 struct BoundState {
   uint32_t version, partition, partitions;
-  uint32_t since;  // units of expiry since the first sweep, where it is for `advance_bound`
+  // Units of expiry since the first sweep, where it is for `advance_bound`; of versions 2 and 3 the number of
+  // ticks of sweeps, u64, that follow.
+  uint32_t since;
   uint64_t made, step, tick, admitted, evicted, expired, refused, window, seen;
 };
 static_assert(sizeof(BoundState) == 88);
+constexpr uint32_t kState = 1, kClocks = 2, kClocksAndAll = 3;
 }  // namespace
 
-std::string Table::export_bound(uint32_t part) const {
+std::string Table::bound_head(uint32_t part, uint32_t version, uint32_t more) const {
   const PartitionBound& b = bounds_[part];
   const BoundCounts& c = b.counts;
-  const BoundState state = {1,
+  const BoundState state = {version,
                             part,
                             partitions(),
-                            0,
+                            more,
                             cold_ ? c.admitted : b.made,  // not which rows were on disk
                             b.step,
                             b.tick,
@@ -809,26 +835,78 @@ std::string Table::export_bound(uint32_t part) const {
                             c.refused,
                             b.sketch.window(),
                             b.sketch.seen()};
-  std::string out(reinterpret_cast<const char*>(&state), sizeof state);
-  return out.append(b.sketch.data() == nullptr ? "" : b.sketch.data(), b.sketch.bytes());
+  return {reinterpret_cast<const char*>(&state), sizeof state};
+}
+
+std::string Table::export_bound(uint32_t part) const {
+  const Sketch& sketch = bounds_[part].sketch;
+  return bound_head(part, kState, 0).append(sketch.data() == nullptr ? "" : sketch.data(), sketch.bytes());
 }
 
 bool Table::import_bound(uint32_t part, const char* data, size_t bytes) {
   BoundState state;
   if (bytes < sizeof state) return false;
   std::memcpy(&state, data, sizeof state);
-  if (state.version != 1 || state.partition != part || state.partitions != partitions()) return false;
+  if (state.partition != part || state.partitions != partitions()) return false;
+  if (state.version == kClocks || state.version == kClocksAndAll) return go_on(part, data, bytes);
+  if (state.version != kState) return false;
   PartitionBound& b = bounds_[part];
   b.made = state.made, b.step = state.step, b.tick = state.tick;
   b.counts = {state.admitted, state.evicted, state.expired, state.refused};
-  const uint64_t window = (spec_.bound.window + partitions() - 1) / partitions();
-  if (spec_.bound.sightings != 0 && state.window == window && state.seen <= window) {
-    Sketch sketch(window);
-    if (sketch.bytes() == bytes - sizeof state) {
-      sketch.assign(data + sizeof state, state.seen);
-      b.sketch = std::move(sketch);
-    }
+  if (b.followed) b.followed->removed = {{}, true};  // marks were relative to other clocks
+  assign_sketch(part, state.window, state.seen, data + sizeof state, bytes - sizeof state);
+  return true;
+}
+
+void Table::assign_sketch(uint32_t part, uint64_t window, uint64_t seen, const char* counters, size_t bytes) {
+  const uint64_t own = (spec_.bound.window + partitions() - 1) / partitions();
+  if (spec_.bound.sightings == 0 || window != own || seen > own) return;
+  Sketch sketch(own);
+  if (sketch.bytes() != bytes) return;
+  sketch.assign(counters, seen);
+  bounds_[part].sketch = std::move(sketch);
+}
+
+Removals Table::take_followed(uint32_t part) {
+  PartitionBound& b = bounds_[part];
+  return b.followed ? std::exchange(b.followed->removed, {}) : Removals{{}, true};
+}
+
+void Table::follow(uint32_t part) {
+  auto followed = std::make_unique<Followed>();
+  followed->sweeps.reserve(Followed::kSweeps);
+  bounds_[part].followed = std::move(followed);
+}
+
+std::string Table::export_clocks(uint32_t part, bool whole) const {
+  const PartitionBound& b = bounds_[part];
+  const size_t sweeps = b.followed ? b.followed->sweeps.size() : 0;
+  std::string out = bound_head(part, whole ? kClocksAndAll : kClocks, static_cast<uint32_t>(sweeps));
+  if (sweeps != 0) out.append(reinterpret_cast<const char*>(b.followed->sweeps.data()), 8 * sweeps);
+  if (whole && b.sketch.data() != nullptr) out.append(b.sketch.data(), b.sketch.bytes());
+  return out;
+}
+
+bool Table::go_on(uint32_t part, const char* data, size_t bytes) {
+  BoundState state;
+  std::memcpy(&state, data, sizeof state);
+  if (state.since > Followed::kSweeps || bytes - sizeof state < size_t{8} * state.since) return false;
+  std::vector<uint64_t> sweeps(state.since);
+  const size_t head = sizeof state + size_t{8} * state.since;
+  if (state.since != 0) std::memcpy(sweeps.data(), data + sizeof state, size_t{8} * state.since);
+  PartitionBound& b = bounds_[part];
+  const uint64_t made = b.made, tick = b.tick;
+  // Clocks go forward, and sweeps were before now.
+  if (state.made < made || (tick != PartitionBound::kUnset && state.tick < tick)) return false;
+  if (std::any_of(sweeps.begin(), sweeps.end(), [&](uint64_t s) { return s > state.tick; })) return false;
+  b.made = state.made, b.step = state.step, b.tick = state.tick;
+  if (state.version == kClocksAndAll) {
+    b.counts = {state.admitted, state.evicted, state.expired, state.refused};
+    assign_sketch(part, state.window, state.seen, data + head, bytes - head);
   }
+  // Rows that had been used since the last sweep were of age 0 at the first one behind `tick`.
+  const auto first = std::find_if(sweeps.begin(), sweeps.end(), [&](uint64_t s) { return s > tick; });
+  age_marks(part, made, tick, first == sweeps.end() ? 0 : b.tick - *first);
   return true;
 }
 

@@ -127,6 +127,19 @@ class Table {
   // had become by then of rows that were not used. False as of `import_bound`.
   bool advance_bound(uint32_t partition, const char* state, size_t bytes);
 
+  // ---- a partition that is copied row by row while it is used. Another one that is given rows with their
+  // marks, and before them `export_clocks` of that moment, and again those that calls have named since or
+  // that are gone, becomes what it is.
+
+  // From here on; what is known of before is forgotten.
+  void follow(uint32_t partition);
+  void unfollow(uint32_t partition) { bounds_[partition].followed.reset(); }
+  // What rules have removed since the last call or `follow`. Lost where nobody follows.
+  Removals take_followed(uint32_t partition);
+  // For `import_bound`: the clocks alone, or all that `export_bound` gives. The marks of rows that are there
+  // become what they are by now of rows that were not used.
+  std::string export_clocks(uint32_t partition, bool whole) const;
+
   // ---- a bounded table as of one moment, read while it goes on: see cut.h. One at a time.
 
   // Of a partition as it is now. Costs nothing yet: marks are copied before they first age.
@@ -167,6 +180,8 @@ class Table {
   // Calls visit(id, row) for every row of a partition in ascending order of the mixed id: an order that does
   // not depend on history, and that concatenated over partitions is the same for any number of them.
   void visit_ordered(uint32_t partition, const std::function<void(uint64_t id, const Row& row)>& visit) const;
+  // Its ids in that order.
+  std::vector<uint64_t> ids(uint32_t partition) const;
 
   TableSize size() const;
 
@@ -217,12 +232,15 @@ class Table {
                                    std::vector<char>* records) const;
   void enter_cold(uint32_t partition, const uint64_t* ids, const std::vector<Returning>& rows,
                   std::vector<char>& records, uint32_t* numbers);
-  void note_removals(uint32_t partition, const std::vector<Victim>& rows);
+  void note_removals(uint32_t partition, const std::vector<Victim>& rows, Removals* to) const;
   // The marks of rows that nobody has named are about to change.
   void marks_age(uint32_t partition);
   void cut_marks_of(uint32_t partition, uint32_t number, uint8_t* out) const;
   void keep_for_cut(uint32_t partition, const std::vector<Victim>& rows);
   void age_marks(uint32_t partition, uint64_t made, uint64_t tick, uint64_t since);
+  std::string bound_head(uint32_t partition, uint32_t version, uint32_t more) const;
+  void assign_sketch(uint32_t partition, uint64_t window, uint64_t seen, const char* counters, size_t bytes);
+  bool go_on(uint32_t partition, const char* state, size_t bytes);
   // Has rows go until `entering` more find room. `spared`: row numbers that stay.
   void make_room_for(uint32_t partition, uint64_t entering, const std::vector<uint32_t>& spared);
   // Enters a row number under h.

@@ -637,6 +637,130 @@ TEST(a_copy_follows_by_what_changed_and_by_the_clocks) {
   }
 }
 
+// Page by page, with training between the pages: what is read has the clocks of its moment, what was named or
+// removed since comes again.
+TEST(a_partition_is_copied_in_pages_while_it_is_used) {
+  for (int kind = 0; kind < 5; ++kind) {
+    BoundSpec b = capacity(800, kind == 1 ? Eviction::kFrequency : Eviction::kRecency);
+    if (kind == 2) b = BoundSpec();
+    if (kind >= 2) b.ttl = 150;
+    if (kind == 4) b.sightings = 2, b.window = 4000;
+    const TableSpec spec = bounded_spec(b);
+    Store one({spec}, 2, 2);
+    Table& from = one.table(0);
+    std::mt19937_64 random(kind);
+    uint64_t step = 0, gone = 0, again = 0, aged = 0;
+    std::set<uint64_t> named;
+    const auto train = [&] {
+      std::set<uint64_t> ids;
+      for (int k = 0; k < 40; ++k) ids.insert(random() % (random() % 4 == 0 ? 100'000 : 1'000));
+      named.insert(ids.begin(), ids.end());
+      Buffers batch(spec, 0, {ids.begin(), ids.end()}, 0.25f);
+      one.pull({batch.pull()}, true);
+      one.push({batch.push_pulled()}, 1.0f, ++step);
+    };
+    for (int i = 0; i < 100; ++i) train();
+    for (int move = 0; move < 12; ++move) {
+      const auto part = static_cast<uint32_t>(move % 4);
+      Store two({spec}, 2, 1);
+      Table& to = two.table(0);
+      named.clear();
+      from.follow(part);
+      std::vector<uint64_t> wanted = from.ids(part);
+      CHECK_EQUAL(wanted.size(), from.rows(part));
+      for (int track = 0; track < 4; ++track) {
+        for (size_t at = 0; at < wanted.size(); at += 16) {
+          Copied page;
+          for (size_t i = at; i < std::min(wanted.size(), at + 16); ++i) {
+            if (const Row row = from.find(wanted[i]))
+              page.add(from, part, wanted[i], row);
+            else
+              to.erase(wanted[i]);
+          }
+          const std::string clocks = from.export_clocks(part, false), before = to.export_bound(part);
+          CHECK(to.import_bound(part, clocks.data(), clocks.size()));
+          aged += to.export_bound(part) != before;
+          two.import_rows(0, {page.arrays()});
+          CHECK(to.rows(part) <= to.share(part));
+          if (track < 3 && random() % 3 == 0)
+            for (auto n = random() % 12; n > 0; --n) train();
+        }
+        const Removals removed = from.take_followed(part);
+        CHECK(!removed.lost);
+        std::set<uint64_t> changed(removed.ids.begin(), removed.ids.end());
+        for (uint64_t id : named)
+          if (from.partition_of(id) == part) changed.insert(id);
+        named.clear();
+        wanted.clear();
+        for (uint64_t id : changed) {
+          if (from.find(id))
+            wanted.push_back(id);
+          else
+            gone += to.erase(id);
+        }
+        again += wanted.size();
+      }
+      CHECK(wanted.empty());
+      const std::string all = from.export_clocks(part, true);
+      CHECK(to.import_bound(part, all.data(), all.size()));
+      CHECK(all_of(from, part) == all_of(to, part));
+      CHECK(from.export_bound(part) == to.export_bound(part));
+      check_index(to);
+      from.unfollow(part);
+      CHECK(from.take_followed(part).lost);
+    }
+    CHECK(gone > 20);
+    CHECK(again > 200);
+    CHECK(aged > 50);
+  }
+}
+
+TEST(who_follows_is_told_where_marks_can_no_more_be_told_from_clocks) {
+  BoundSpec b;
+  b.ttl = 64;
+  const TableSpec spec = bounded_spec(b);
+  Store one({spec}, 0, 1), two({spec}, 0, 1);
+  Buffers batch(spec, 0, {1, 2, 3});
+  one.pull({batch.pull()}, true);
+  two.import_rows(0, {all_of(one.table(0), 0).arrays()});
+  Table& t = two.table(0);
+  t.follow(0);
+  CHECK(!t.take_followed(0).lost);
+  two.pull({batch.pull()}, true);  // the first that ages rows which came from elsewhere
+  CHECK(t.take_followed(0).lost);
+  t.follow(0);
+  const std::string state = one.table(0).export_bound(0);
+  CHECK(t.import_bound(0, state.data(), state.size()));
+  CHECK(t.take_followed(0).lost);
+}
+
+TEST(clocks_that_go_back_or_are_cut_off_are_not_taken) {
+  BoundSpec b = capacity(400);
+  b.ttl = 64;
+  const TableSpec spec = bounded_spec(b);
+  Store store({spec}, 0, 1);
+  Table& t = store.table(0);
+  t.follow(0);
+  uint64_t id = 0;
+  const auto train = [&] {
+    Buffers batch(spec, 0, {++id, ++id, 7}, 0.5f);
+    store.pull({batch.pull()}, true);
+    store.push({batch.push_pulled()}, 1.0f, id);
+  };
+  for (int i = 0; i < 20; ++i) train();
+  const std::string old = t.export_clocks(0, false);
+  for (int i = 0; i < 20; ++i) train();
+  const std::string now = t.export_clocks(0, true), bound = t.export_bound(0);
+  const Copied rows = all_of(t, 0);
+  CHECK(!t.import_bound(0, old.data(), old.size()));
+  for (size_t bytes = 0; bytes < 88 + 8; ++bytes) CHECK(!t.import_bound(0, now.data(), bytes));
+  std::string late = now;
+  late[32] = static_cast<char>(late[32] - 1);  // the clock, which is then behind its last sweep
+  CHECK(!t.import_bound(0, late.data(), late.size()));
+  CHECK(t.export_bound(0) == bound);
+  CHECK(all_of(t, 0) == rows);
+}
+
 // Of more than that, it is only known that they are not.
 TEST(a_partition_remembers_half_as_many_removals_as_it_has_rows) {
   const TableSpec spec = bounded_spec(capacity(8000));

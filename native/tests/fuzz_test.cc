@@ -101,12 +101,15 @@ TEST(any_state_of_a_bounded_partition_is_taken_or_refused_and_the_table_goes_on)
   TableSpec spec = spec_of(2);
   spec.bound.eviction = Eviction::kFrequency;
   spec.bound.rows = 64;
+  spec.bound.ttl = 40;
   spec.bound.sightings = 2;
   spec.bound.window = 256;
   Store store({spec}, 2, 1);
   for (int i = 0; i < kInputs; ++i) {
     const auto part = static_cast<uint32_t>(random() % 4);
-    std::string state = store.table(0).export_bound(part);
+    if (random() % 8 == 0) store.table(0).follow(part);
+    std::string state = random() % 2 == 0 ? store.table(0).export_bound(part)
+                                          : store.table(0).export_clocks(part, random() % 2 == 0);
     const bool whole = random() % 2 == 0;
     if (!whole) state.resize(random() % (state.size() + 1));
     for (size_t k = random() % 4; k > 0 && !state.empty(); --k)

@@ -5,6 +5,7 @@ The ledger technique of `test_ledger_under_faults.py`, while partitions move.
 
 from __future__ import annotations
 
+import itertools
 import threading
 from collections.abc import Callable
 from contextlib import suppress
@@ -16,12 +17,13 @@ import numpy as np
 import pytest
 from deployments import cold, exact, impatient, pull, push_of, u64
 from histories import Life
+from numpy.typing import NDArray
 from test_ledger_under_faults import FAULTS, TABLES, Worker, check, run
 from test_same_bits import assert_same_bits, tables, train
 
 from satrap import wire
 from satrap.errors import ServerLost, ServiceError
-from satrap.ps import LocalService, Mover, Placement, PullRequest, PushRequest
+from satrap.ps import LocalService, Mover, Placement, PullRequest, PushRequest, moving
 from satrap.schema import SGD, Adam, Admission, Capacity, Expiry, Table, WireFormat
 from satrap.testing import Cluster
 from satrap.testing.cluster import SOON
@@ -425,6 +427,104 @@ def test_bounded_tables_move_with_marks_clocks_and_sketches_and_go_on_as_if_they
         assert client.stats() == {**client.stats(), **{n: replace_sizes(stayed, client, n) for n in client.stats()}}
         assert all(client.stats()[n].evicted > 0 for n in ("recent", "known"))
         assert client.stats()["fleeting"].expired > 0
+
+
+class Interrupted(Mover):
+    """A coordinator between whose requests others train, until a partition is given up: then they would wait."""
+
+    after: tuple[type[wire.Message], ...] = (wire.Track, wire.ReadRows, wire.ReserveRows)
+
+    def __init__(self, *arguments: Any, meanwhile: Callable[[], None], **options: Any) -> None:
+        self.meanwhile, self.asked = meanwhile, dict[str, int]()
+        super().__init__(*arguments, **options)
+
+    def _ask(self, server: int, message: wire.Message, kind: Any) -> Any:
+        answer = super()._ask(server, message, kind)
+        self.asked[type(message).__name__] = self.asked.get(type(message).__name__, 0) + 1
+        if isinstance(message, self.after) and "Release" not in self.asked:
+            self.meanwhile()
+        return answer
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_a_bounded_partition_is_copied_while_it_is_trained_and_ends_as_if_it_had_stayed(
+    seed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Pages of 2 to 20 rows: rows go, come back, age and are halved between them.
+    rng = np.random.default_rng(seed)
+    monkeypatch.setattr(Mover, "_page_rows", lambda self, table: int(rng.integers(2, 20)))
+    monkeypatch.setattr(moving, "FEW", 3)
+    stayed = LocalService(BOUNDED, seed=0, partitions=4, threads=1)
+    seq, rounds = itertools.count(1), 0
+    with Cluster(BOUNDED, servers=2, partitions=4) as cluster:
+        client = cluster.connect()
+
+        def train() -> None:
+            # Often nothing: most rules look at what happened between one page and the next.
+            for _ in range(int(rng.choice((0, 0, 0, 0, 0, 1, 2, 8)))):
+                n = next(seq)
+                want, have = bounded_step(stayed, n), bounded_step(client, n)
+                assert all(want[t].tobytes() == have[t].tobytes() for t in want)
+            if rng.random() < 0.2:
+                # Rows of any age, so that those that come instead must not push out others at the target.
+                for t in BOUNDED:
+                    some = rng.integers(0, 200, 40).astype(np.uint64)
+                    assert stayed.erase(t.name, np.unique(some)) == client.erase(t.name, np.unique(some))
+
+        for _ in range(10):
+            train()
+        with Interrupted(BOUNDED, cluster.placement, meanwhile=train, seed=0, patience=SOON) as mover:
+            for _ in range(6):
+                mover.asked.clear()
+                partition = int(rng.integers(4))
+                mover.move(partition, 1 - mover.placement.owners[partition])
+                # Nothing had to be copied all over again, which would be right as well.
+                assert mover.asked["Release"] == 1
+                assert mover.asked["Forget"] == 2
+                rounds = max(rounds, mover.asked["Track"])
+                for _ in range(int(rng.integers(6))):
+                    train()
+        for t in BOUNDED:
+            for p in range(4):
+                a, b = stayed.export_rows(t.name, p), client.export_rows(t.name, p)
+                for part in ("ids", "values", "state", "marks", "bound"):
+                    np.testing.assert_array_equal(getattr(a, part), getattr(b, part), err_msg=f"{t.name} {p} {part}")
+        for _ in range(30):
+            train()
+    assert rounds >= 2
+
+
+def test_rows_that_were_just_used_age_while_others_of_their_partition_are_copied(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    table = Table(name="fleeting", dim=1, optimizer=SGD(lr=0.1), expire=Expiry(steps=20))
+    monkeypatch.setattr(Mover, "_page_rows", lambda self, table: 4)
+    stayed = LocalService((table,), seed=0, partitions=2, threads=1)
+    seq = itertools.count(1)
+
+    def step(service: Any, ids: NDArray[np.uint64], n: int) -> None:
+        rows = service.pull(PullRequest(ids={"fleeting": ids}, create=True)).values
+        gradients = {t: np.ones_like(x) for t, x in rows.items()}
+        service.push(PushRequest(client=0, epoch=0, seq=n, ids={"fleeting": ids}, gradients=gradients))
+
+    with Cluster((table,), servers=2, partitions=2) as cluster:
+        client = cluster.connect()
+
+        def train(ids: NDArray[np.uint64], steps: int) -> None:
+            for _ in range(steps):
+                n = next(seq)
+                step(stayed, ids, n), step(client, ids, n)
+
+        train(u64(*range(24)), 3)
+        with Interrupted(
+            (table,), cluster.placement, meanwhile=lambda: train(u64(*range(24, 30)), 3), seed=0, patience=SOON
+        ) as mover:
+            mover.after = (wire.ReadRows,)
+            mover.move(0, 1)
+        a, b = stayed.export_rows("fleeting", 0), client.export_rows("fleeting", 0)
+        assert b.marks is not None
+        assert set(b.marks.ravel().tolist()) > {255}
+        np.testing.assert_array_equal(a.marks, b.marks)
 
 
 def replace_sizes(stayed: LocalService, client: Any, table: str) -> Any:

@@ -219,7 +219,8 @@ def pooled_replies(draw: st.DrawFn) -> PooledReply:
 def touched(draw: st.DrawFn) -> Touched:
     made = tuple(Section(t, draw(st.integers(0, 5)), 1) for t in sorted(draw(st.sets(U16, max_size=4))))
     told = draw(st.fixed_dictionaries({**CARRIED, "continues": BOOL, "clients": CLIENTS}))
-    return Touched(**told, sections=made, ids=draw(bytes_of(wire.rows_of(made), "u8")))
+    gone = tuple(draw(st.integers(0, s.rows)) for s in made) if draw(BOOL) else ()
+    return Touched(**told, gone=gone, sections=made, ids=draw(bytes_of(wire.rows_of(made), "u8")))
 
 
 TEXT = st.text(max_size=40)
@@ -260,7 +261,10 @@ ANY: dict[type[Message], st.SearchStrategy[Any]] = {
     TablesReply: _built(TablesReply, text=TEXT),
     Stats: _built(Stats),
     StatsReply: _built(StatsReply, sizes=SIZES),
-    ExportRows: _built(ExportRows, table=U32, partition=U32, first_row=U64, rows_max=U64, cut=U64),
+    ExportRows: st.one_of(
+        _built(ExportRows, table=U32, partition=U32, first_row=U64, rows_max=U64, cut=U64),
+        _built(ExportRows, table=U32, partition=U32, bound_only=st.just(True)),
+    ),
     BlockReply: block_replies(),
     ReserveRows: _built(ReserveRows, table=U32, rows=U64, partitions=st.lists(U16, max_size=4).map(tuple)),
     ImportRows: blocks().map(lambda b: ImportRows(**b)),
@@ -366,6 +370,7 @@ EACH: dict[str, Message] = {
     "clients_reply": ClientsReply(**_AT, clients={1: (2, 3), 0: (0, 4)}),
     "set_clients": SetClients(**_AT, clients={}),
     "export_rows_of_a_cut": ExportRows(**_AT, table=3, partition=17, first_row=4, rows_max=100, cut=77),
+    "export_rows_bound_only": ExportRows(**_AT, table=3, partition=17, bound_only=True),
     "cut": Cut(**_AT, number=77),
     "cut_done": CutDone(**_AT, number=77, partition=None),
     "cut_done_of_a_partition": CutDone(**_AT, number=77, partition=17),
@@ -387,6 +392,9 @@ EACH: dict[str, Message] = {
     "track": Track(**_AT, partition=17, after=4),
     "touched": Touched(
         **_AT, sections=(Section(0, 2, 1), Section(3, 1, 1)), ids=_IDS, continues=True, clients={1: (2, 3), 0: (0, 4)}
+    ),
+    "touched_and_gone": Touched(
+        **_AT, sections=(Section(0, 2, 1), Section(3, 1, 1)), ids=_IDS, continues=True, gone=(2, 0)
     ),
     "release": Release(**_AT, partition=17, number=0x10002, after=4),
     "accept": Accept(**_AT, partition=17, number=0x10002, clients={1: (2, 3)}),

@@ -5,7 +5,7 @@ The records say which ids changed at no cost to whoever trains; they are read ag
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -92,9 +92,3 @@ def by_partition(store: Store, ids: Ids) -> dict[int, Ids]:
     order = np.argsort(parts, kind="stable")
     found, starts = np.unique(parts[order], return_index=True)
     return {int(p): ids[x] for p, x in zip(found, np.split(order, starts[1:]), strict=True)}
-
-
-def united(parts: Iterable[Ids | None]) -> Ids:
-    """The ids in any of these, each once."""
-    there = [p for p in parts if p is not None]
-    return np.unique(np.concatenate(there)) if there else np.empty(0, np.uint64)

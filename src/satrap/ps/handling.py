@@ -550,6 +550,8 @@ class Handler:
         name = self._table(m.table)
         if m.cut:
             return page_of(self.cut.block(name, m), m)
+        if m.bound_only:
+            return self.owning.beside_rows(name, m)
         kept = self._page
         if kept is None or kept[:2] != (m.table, m.partition) or m.first_row == 0:
             kept = (m.table, m.partition, self.service.export_rows(name, m.partition))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -50,6 +50,12 @@ class Notes:
     def ids(self) -> dict[str, Ids]:
         """Table → ids [U], each once, ascending."""
         return {t: np.unique(np.concatenate(x)) for t, x in self._ids.items()}
+
+
+def united(parts: Iterable[Ids | None]) -> Ids:
+    """The ids in any of these, each once."""
+    there = [p for p in parts if p is not None]
+    return np.unique(np.concatenate(there)) if there else np.empty(0, np.uint64)
 
 
 class NotingStore(Store):

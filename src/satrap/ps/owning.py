@@ -9,11 +9,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import numpy as np
-from numpy.typing import NDArray
 
 from satrap import wire
 from satrap.ps.local import LocalService
-from satrap.ps.noting import Notes
+from satrap.ps.noting import Ids, Notes, united
 from satrap.ps.packing import Directory, joined
 from satrap.ps.placement import epoch_of, moves_of
 from satrap.wire import Message
@@ -41,6 +40,8 @@ class Owning:
         self.parked: dict[tuple[bytes, int], None] = {}
         """Who waits for the next placement, and with which request."""
         self._tracked: dict[int, Notes] = {}
+        self._followed: set[int] = set()
+        """Partitions that are copied."""
         self._told: dict[int, tuple[int, Message]] = {}
         """Partition → the last request that asked what had changed, and its answer."""
 
@@ -135,17 +136,40 @@ class Owning:
         """Removes the rows of a partition."""
         count = 0
         for t in self._directory.tables:
-            count += self._service.erase(t.name, self._service.export_rows(t.name, m.partition).ids)
+            count += self._service.erase(t.name, self._service.store.export_ids(t.name, m.partition))
             if t.bounded:
                 self._service.forget_bound(t.name, m.partition)
         self._untrack(m.partition)
         return wire.Done(count=count)
 
     def read(self, table: str, number: int, m: wire.ReadRows) -> Message:
-        """Rows by id."""
-        block = self._service.read_rows(table, m.ids)
+        """Rows by id; of a bounded table, where all are of one partition, with their marks and its clocks."""
+        block, store, bound = self._service.read_rows(table, m.ids), self._service.store, None
+        if table in store.bounded and m.ids.size:
+            bound = store.export_clocks(table, int(store.partitions_of(m.ids[:1])[0]))
         return wire.BlockReply(
-            table=number, ids=block.ids, values=block.values, state=block.state, total_rows=block.ids.size
+            table=number,
+            ids=block.ids,
+            values=block.values,
+            state=block.state,
+            marks=block.marks,
+            bound=bound,
+            total_rows=block.ids.size,
+        )
+
+    def beside_rows(self, table: str, m: wire.ExportRows) -> Message:
+        """What a bounded table keeps for a partition, and how many rows."""
+        if table not in self._service.store.bounded:
+            raise NotNow(f"table '{table}' keeps nothing beside its rows")
+        self._check(m.partition)
+        none = self._service.read_rows(table, np.empty(0, np.uint64))
+        return wire.BlockReply(
+            table=m.table,
+            ids=none.ids,
+            values=none.values,
+            state=none.state,
+            bound=self._service.store.export_clocks(table, m.partition, whole=True),
+            total_rows=self._service.store.rows_of(table, m.partition),
         )
 
     def records(self) -> Iterator[Message]:
@@ -177,7 +201,7 @@ class Owning:
 
     def forget_notes(self) -> None:
         """Nothing is noted any more: rows have gone, or come back from elsewhere."""
-        for partition in list(self._tracked):
+        for partition in list(self._followed):
             self._untrack(partition)
 
     def _owns(self, partition: int) -> bool:
@@ -198,27 +222,60 @@ class Owning:
         notes, last = self._tracked.get(partition), self._told.get(partition)
         if last is None or last[0] != after:
             notes = None  # whoever asks has not had all answers: another coordinator's, or a message from before
-        self._untrack(partition)
+        changed = None if notes is None else self._changed(partition, notes)
+        self._stop_noting(partition)
         if again:
             self._tracked[partition] = self._service.note(partition)
-        if notes is None:
-            exported = {t.name: self._service.export_rows(t.name, partition).ids for t in self._directory.tables}
-            ids: dict[str, NDArray[np.uint64]] = {t: x for t, x in exported.items() if x.size}
-        else:
-            ids = notes.ids()
+            if changed is None:
+                self._follow(partition)
+        ids, gone = changed or (self._all(partition), {})
         names = self._directory.ordered(ids)
         return wire.Touched(
             sections=tuple(wire.Section(self._directory.numbers[n], ids[n].size, 1) for n in names),
             ids=joined([ids[n] for n in names]) if names else np.empty(0, np.uint64),
-            continues=notes is not None,
+            continues=changed is not None,
             clients=clients,
+            gone=tuple(gone.get(n, 0) for n in names) if any(gone.values()) else (),
         )
 
-    def _untrack(self, partition: int) -> None:
+    def _all(self, partition: int) -> dict[str, Ids]:
+        found = {t.name: self._service.store.export_ids(t.name, partition) for t in self._directory.tables}
+        return {t: ids for t, ids in found.items() if ids.size}
+
+    def _changed(self, partition: int, notes: Notes) -> tuple[dict[str, Ids], dict[str, int]] | None:
+        """Table → ids that calls have named and rules have removed, and how many of them, the first, have no row.
+        None: rules have removed too many to know."""
+        ids, gone, store = notes.ids(), dict[str, int](), self._service.store
+        for t in sorted(store.bounded):
+            removed = store.take_followed(t, partition)
+            if removed is None:
+                return None
+            if t in store.cold:
+                continue  # what is not in memory is on disk
+            named = united((ids.get(t), removed))
+            there = store.in_memory(t, named)
+            if named.size:
+                ids[t] = np.concatenate((named[~there], named[there]))
+                gone[t] = named.size - int(np.count_nonzero(there))
+        return ids, gone
+
+    def _follow(self, partition: int) -> None:
+        self._followed.add(partition)
+        for t in self._service.store.bounded:
+            self._service.store.follow(t, partition)
+
+    def _stop_noting(self, partition: int) -> None:
         self._told.pop(partition, None)
         notes = self._tracked.pop(partition, None)
         if notes is not None:
             self._service.stop_noting(notes)
+
+    def _untrack(self, partition: int) -> None:
+        self._stop_noting(partition)
+        if partition in self._followed:
+            self._followed.remove(partition)
+            for t in self._service.store.bounded:
+                self._service.store.follow(t, partition, on=False)
 
 
 def check_epoch(number: int, epoch: int, index: int) -> str | None:

@@ -25,10 +25,10 @@ from satrap.durable.record import Kind
 from satrap.durable.rows import RowBlock
 from satrap.durable.snapshot import BEGIN, END, GONE, Snapshot, SnapshotWriter, remove_others, snapshot_path, snapshots
 from satrap.errors import JournalError
-from satrap.ps.changes import Changes, by_partition, changes_since, united
+from satrap.ps.changes import Changes, by_partition, changes_since
 from satrap.ps.handling import Handler
 from satrap.ps.keeper import Keeper
-from satrap.ps.noting import Ids, Notes
+from satrap.ps.noting import Ids, Notes, united
 from satrap.ps.state import State
 
 _log = logging.getLogger("satrap.ps")

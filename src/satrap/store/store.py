@@ -512,6 +512,38 @@ class Store:
         meanwhile have aged. Import the others then. False as of `import_bound`."""
         return self._native.advance_bound(self.index(table), bound_partition(state), state.tobytes())
 
+    def follow(self, table: str, partition: int, *, on: bool = True) -> None:
+        """A bounded table remembers for `take_followed` and `export_clocks` what its rules do in a partition from here
+        on; what it remembered before is forgotten. `on=False`: it does not any more."""
+        self._native.follow(self.index(table), partition, on)
+
+    def take_followed(self, table: str, partition: int) -> NDArray[np.uint64] | None:
+        """The ids that rules have removed since the last call or `follow`, some of which may have a row again; None:
+        they are not known."""
+        lost, ids = self._native.take_followed(self.index(table), partition)
+        return None if lost else ids
+
+    def export_clocks(self, table: str, partition: int, *, whole: bool = False) -> NDArray[np.uint8]:
+        """[B] for `import_bound` in a table that is given the partition's rows little by little, before those that are
+        as of now: rows that are there and were not used since `follow`, or since they were read, age as they did here.
+        The clocks alone, or with `whole` all that `export_bound` gives."""
+        return np.frombuffer(self._native.export_clocks(self.index(table), partition, whole), np.uint8)
+
+    def rows_of(self, table: str, partition: int) -> int:
+        """How many rows a partition has."""
+        return self._native.rows_of(self.index(table), partition)
+
+    def export_ids(self, table: str, partition: int) -> NDArray[np.uint64]:
+        """The ids [R] of `export_rows`."""
+        i = self.index(table)
+        return self._call(lambda: self._native.export_ids(i, partition))
+
+    def in_memory(self, table: str, ids: NDArray[np.uint64]) -> NDArray[np.bool_]:
+        """[N] which of these ids have a row that is not on disk."""
+        _need_array(ids, np.uint64, 1, f"ids of table '{table}'")
+        there: NDArray[np.bool_] = self._native.in_memory(self.index(table), ids).view(np.bool_)
+        return there
+
     def open_cut(self, table: str) -> int:
         """A bounded table remembers from here on what `cut_marks` and `take_cut_rows` give, of every partition until
         its `close_cut`; again: from the last time on. Copies marks when they first age; returns the bytes they then

@@ -60,7 +60,9 @@ _BY_CLASS: dict[type[m.Message], _Codec] = {
     m.TablesReply: _Codec(Kind.TABLES_REPLY, control.write_text, control.read_tables_reply),
     m.Stats: _plain(m.Stats, Kind.STATS),
     m.StatsReply: _Codec(Kind.STATS_REPLY, control.write_stats_reply, control.read_stats_reply, control.BOUNDED),
-    m.ExportRows: _Codec(Kind.EXPORT_ROWS, control.write_export_rows, control.read_export_rows, control.CUT),
+    m.ExportRows: _Codec(
+        Kind.EXPORT_ROWS, control.write_export_rows, control.read_export_rows, control.CUT | control.BOUND_ONLY
+    ),
     m.BlockReply: _Codec(Kind.BLOCK_REPLY, rows.write_block, rows.read_block_reply, 0, 4, True),
     m.ReserveRows: _Codec(Kind.RESERVE_ROWS, control.write_reserve_rows, control.read_reserve_rows),
     m.ImportRows: _Codec(Kind.IMPORT_ROWS, rows.write_block, rows.read_import_rows, 0, 4, True),
@@ -79,7 +81,9 @@ _BY_CLASS: dict[type[m.Message], _Codec] = {
     moving.Owned: _plain(moving.Owned, Kind.OWNED),
     moving.OwnedReply: _Codec(Kind.OWNED_REPLY, moving.write_owned_reply, moving.read_owned_reply),
     moving.Track: _Codec(Kind.TRACK, moving.write_track, moving.read_track),
-    moving.Touched: _Codec(Kind.TOUCHED, moving.write_touched, moving.read_touched, moving.CONTINUES, 2, True),
+    moving.Touched: _Codec(
+        Kind.TOUCHED, moving.write_touched, moving.read_touched, moving.CONTINUES | moving.GONE, 2, True
+    ),
     moving.Release: _Codec(Kind.RELEASE, moving.write_release, moving.read_release),
     moving.Accept: _Codec(Kind.ACCEPT, moving.write_accept, moving.read_accept),
     moving.Forget: _Codec(Kind.FORGET, moving.write_forget, moving.read_forget),

@@ -38,7 +38,7 @@ from satrap.wire.parts import Parts, carried
 DUPLICATE = 1
 LAST = 1
 BOUNDED = 1
-CUT = 1
+CUT, BOUND_ONLY = 1, 2
 ONE = 1
 FAILURE_BYTES = 8192
 """Of a failure's text: what is longer is cut, so that a failure can always be sent."""
@@ -211,7 +211,8 @@ def read_stats_reply(o: Opened) -> StatsReply:
 
 def write_export_rows(m: ExportRows) -> Parts:
     body = pack(_EXPORT, "EXPORT_ROWS", m.first_row, m.rows_max, m.table, m.partition)
-    return Parts(CUT, body=body + pack(_NUMBER, "EXPORT_ROWS", m.cut)) if m.cut else Parts(body=body)
+    bound = BOUND_ONLY if m.bound_only else 0
+    return Parts(CUT | bound, body=body + pack(_NUMBER, "EXPORT_ROWS", m.cut)) if m.cut else Parts(bound, body=body)
 
 
 def read_export_rows(o: Opened) -> ExportRows:
@@ -219,7 +220,11 @@ def read_export_rows(o: Opened) -> ExportRows:
     (cut,) = o.take(_NUMBER) if o.flag(CUT) else (0,)
     if o.flag(CUT) and not cut:
         raise WireError("EXPORT_ROWS: a cut has a number that is not 0")
-    return ExportRows(**carried(o), table=table, partition=partition, first_row=first_row, rows_max=rows_max, cut=cut)
+    bound = o.flag(BOUND_ONLY)
+    if bound and (cut or first_row or rows_max):
+        raise WireError("EXPORT_ROWS: what is kept beside rows is asked for alone, as it is")
+    page = {"first_row": first_row, "rows_max": rows_max, "cut": cut, "bound_only": bound}
+    return ExportRows(**carried(o), table=table, partition=partition, **page)
 
 
 def write_cut(m: Cut) -> Parts:

@@ -271,6 +271,8 @@ class ExportRows(Message):
     """0: as many as there are."""
     cut: int = 0
     """As of this `Cut`; 0: as they are."""
+    bound_only: bool = False
+    """No rows: what a bounded table keeps beside them, for who has been given them by `ReadRows`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -20,12 +20,13 @@ from satrap.wire.layout import pack, rows_of, view_of
 from satrap.wire.messages import Message, Name, Section
 from satrap.wire.parts import Parts, carried, frame_of
 
-CONTINUES = 1
+CONTINUES, GONE = 1, 2
 SERVERS_MAX = 65536
 PARTITIONS_MAX = 65536
 
 _MAP = struct.Struct("<III")
 _OWNER = struct.Struct("<H")
+_GONE = struct.Struct("<Q")
 _MOVE = struct.Struct("<II")
 _TRACK = struct.Struct("<IIQ")
 _ONE = struct.Struct("<II")
@@ -95,6 +96,8 @@ class Touched(Message):
     """False: nothing was noted before, so these are all ids of the partition."""
     clients: Mapping[int, Name] = field(default_factory=dict)
     """In the answer to a `Release`: client → its last push whose rows of the partition were applied."""
+    gone: tuple[int, ...] = ()
+    """By section, how many of its ids, the first, have no row any more; empty: that is not told."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -209,17 +212,24 @@ def read_forget(o: Opened) -> Forget:
 
 def write_touched(m: Touched) -> Parts:
     _check_ids("TOUCHED", m.sections)
+    _check_gone("TOUCHED", m.gone, m.sections)
     return Parts(
-        CONTINUES if m.continues else 0,
+        (CONTINUES if m.continues else 0) | (GONE if m.gone else 0),
         m.sections,
-        clients_bytes(m.clients, "TOUCHED"),
+        clients_bytes(m.clients, "TOUCHED") + b"".join(pack(_GONE, "TOUCHED", n) for n in m.gone),
         (frame_of("TOUCHED", "ids", m.ids, np.uint64, rows_of(m.sections)),),
     )
 
 
 def read_touched(o: Opened) -> Touched:
     _check_ids(o.where, o.sections)
-    return Touched(**carried(o), sections=o.sections, ids=_ids(o), continues=o.flag(CONTINUES), clients=o.clients())
+    clients = o.clients()
+    gone = tuple(o.take(_GONE)[0] for _ in o.sections) if o.flag(GONE) else ()
+    if o.flag(GONE):
+        _check_gone(o.where, gone, o.sections)
+    return Touched(
+        **carried(o), sections=o.sections, ids=_ids(o), continues=o.flag(CONTINUES), clients=clients, gone=gone
+    )
 
 
 def write_release(m: Release) -> Parts:
@@ -256,6 +266,11 @@ def _check_ids(where: str, sections: tuple[Section, ...]) -> None:
     wrong = next((s for s in sections if s[2:] != (1, WireFormat.FP32, 1.0)), None)
     if wrong is not None:
         raise WireError(f"{where}: an entry for ids has dim 1 and format fp32; table {wrong.table} has another")
+
+
+def _check_gone(where: str, gone: tuple[int, ...], sections: tuple[Section, ...]) -> None:
+    if gone and (len(gone) != len(sections) or any(n > s.rows for n, s in zip(gone, sections, strict=True))):
+        raise WireError(f"{where}: of {[s.rows for s in sections]} ids, {list(gone)} have no row any more")
 
 
 def _ids(o: Opened) -> NDArray[np.uint64]:
