@@ -418,15 +418,19 @@ def test_bounded_tables_move_with_marks_clocks_and_sketches_and_go_on_as_if_they
                 scale(cluster, mover, (3, 1, 2)[seq // 10 % 3])
             want, have = bounded_step(stayed, seq), bounded_step(client, seq)
             assert all(want[n].tobytes() == have[n].tobytes() for n in want)
-        for t in BOUNDED:
-            for p in range(8):
-                a, b = stayed.export_rows(t.name, p), client.export_rows(t.name, p)
-                for part in ("ids", "values", "state", "marks", "bound"):
-                    np.testing.assert_array_equal(getattr(a, part), getattr(b, part))
+        same_partitions(stayed, client, 8)
         # A partition is counted once, wherever it has been.
         assert client.stats() == {**client.stats(), **{n: replace_sizes(stayed, client, n) for n in client.stats()}}
         assert all(client.stats()[n].evicted > 0 for n in ("recent", "known"))
         assert client.stats()["fleeting"].expired > 0
+
+
+def same_partitions(stayed: LocalService, client: Any, partitions: int) -> None:
+    for t in BOUNDED:
+        for p in range(partitions):
+            a, b = stayed.export_rows(t.name, p), client.export_rows(t.name, p)
+            for part in ("ids", "values", "state", "marks", "bound"):
+                np.testing.assert_array_equal(getattr(a, part), getattr(b, part), err_msg=f"{t.name} {p} {part}")
 
 
 class Interrupted(Mover):
@@ -484,14 +488,54 @@ def test_a_bounded_partition_is_copied_while_it_is_trained_and_ends_as_if_it_had
                 rounds = max(rounds, mover.asked["Track"])
                 for _ in range(int(rng.integers(6))):
                     train()
-        for t in BOUNDED:
-            for p in range(4):
-                a, b = stayed.export_rows(t.name, p), client.export_rows(t.name, p)
-                for part in ("ids", "values", "state", "marks", "bound"):
-                    np.testing.assert_array_equal(getattr(a, part), getattr(b, part), err_msg=f"{t.name} {p} {part}")
+        same_partitions(stayed, client, 4)
         for _ in range(30):
             train()
     assert rounds >= 2
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_server_killed_while_bounded_rows_are_copied_makes_no_difference(
+    seed: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # The source forgets what had changed and the copy begins again; the target comes back with the clocks it was given.
+    rng = np.random.default_rng(seed)
+    monkeypatch.setattr(Mover, "_page_rows", lambda self, table: int(rng.integers(4, 20)))
+    monkeypatch.setattr(moving, "FEW", 3)
+    stayed = LocalService(BOUNDED, seed=0, partitions=4, threads=1)
+    seq, kills = itertools.count(1), 0
+    with Cluster(BOUNDED, servers=2, partitions=4, bind="", history=tmp_path) as cluster:
+        client = cluster.connect()
+
+        def train(steps: int) -> None:
+            for _ in range(steps):
+                n = next(seq)
+                bounded_step(stayed, n), bounded_step(client, n)
+
+        def meanwhile() -> None:
+            nonlocal kills
+            train(int(rng.choice((0, 0, 1, 4))))
+            if rng.random() < 0.1:
+                kills += 1
+                who = int(rng.integers(2))
+                cluster.stop(who)
+                cluster.restart(who)
+
+        train(30)
+        with Interrupted(BOUNDED, cluster.placement, meanwhile=meanwhile, seed=0, patience=SOON) as mover:
+            for _ in range(4):
+                mover.asked.clear()
+                partition = int(rng.integers(4))
+                mover.move(partition, 1 - mover.placement.owners[partition])
+                train(3)
+        same_partitions(stayed, client, 4)
+        for who in range(2):  # and what it has on disk is what it is
+            cluster.stop(who)
+            cluster.restart(who)
+        same_partitions(stayed, client, 4)
+        train(10)
+        same_partitions(stayed, client, 4)
+    assert kills > 1
 
 
 def test_rows_that_were_just_used_age_while_others_of_their_partition_are_copied(
