@@ -258,6 +258,6 @@ def test_what_threads_do_not_reach_together_slows_workers_without_gpus_alone() -
     assert rates["gpu", 0.8] == rates["gpu", 1.0]
     assert rates["memory", 0.8] <= rates["memory", 1.0]
     costs = step_costs(w, known, servers=1, workers=1, worker=cluster().machines["memory"])
-    one, less = (simulate(costs, one_machine(2 * x, servers=1), staleness=4) for x in (1.0, 0.8))
+    one, less = (simulate(costs, one_machine(2, servers=1, reached=x), staleness=4) for x in (1.0, 0.8))
     assert less.samples_per_s == pytest.approx(0.8 * one.samples_per_s, rel=0.05)
     assert one.cores_used == pytest.approx(2.0, rel=0.05)

@@ -55,7 +55,8 @@ def together(job: Job, constants: Constants, *, cores: int, steps: int) -> Const
         return step_costs(workload_of(job, measured=known.job), known, servers=1, workers=1, worker=here)
 
     def simulated(known: Constants) -> Simulated:
-        return simulate(costs_of(known), one_machine(cores, servers=1), staleness=job.train.staleness)
+        layout = one_machine(cores, servers=1, server_threads=job.store.threads)
+        return simulate(costs_of(known), layout, staleness=job.train.staleness)
 
     affordable = max(RUN_STEPS, int(RUN_S / simulated(constants).step_s))
     found = trained(job, min(steps, affordable, constants.job.samples // job.train.batch_size))

@@ -84,7 +84,8 @@ def _processes(s: ServerPlan) -> str:
 def _machines(plan: Plan) -> Iterator[tuple[str, str]]:
     for g in plan.groups:
         yield g.name, f"{g.count} x {g.kind}{' (spot)' if g.spot else ''}: {g.dollars_per_hour:,.2f} an hour"
-    yield "together", f"{sum(g.count for g in plan.groups)} machines, {plan.dollars_per_hour:,.2f} an hour"
+    count = sum(g.count for g in plan.groups)
+    yield "together", f"{count} machine{'s' if count > 1 else ''}, {plan.dollars_per_hour:,.2f} an hour"
     if plan.tiered is not None:
         rest = plan.dollars_per_hour - plan.servers.dollars_per_hour + plan.tiered.dollars_per_hour
         yield "with the tiered", f"{rest:,.2f} an hour"
@@ -94,11 +95,12 @@ def _machines(plan: Plan) -> Iterator[tuple[str, str]]:
 
 def _network(plan: Plan) -> Rows:
     legs, samples = plan.legs, plan.costs.samples
-    servers, machines = plan.servers.count, _engine_machines(plan)
+    servers, machines = plan.servers.count, plan.machines("readers" if plan.cluster.pooling else "workers")
 
     def rate(size: float, per: float, ends: int, end: str) -> str:
         # All workers' bytes together, over the machines at that end.
-        return f"{size / per:,.0f} bytes a sample, {plan.gbit_per_s(size, of=ends):,.3g} Gbit/s a {end}"
+        where = "within the machine" if plan.cluster.one_machine else f"a {end}"
+        return f"{size / per:,.0f} bytes a sample, {plan.gbit_per_s(size, of=ends):,.3g} Gbit/s {where}"
 
     rows = [
         ("to servers", rate(legs.to_servers, samples, servers, "server machine")),
@@ -106,18 +108,13 @@ def _network(plan: Plan) -> Rows:
     ]
     if plan.cluster.pooling:
         rows.append(("pooled, each way", rate(legs.pooled, samples, machines, "reader machine")))
-    count = next(g.count for g in plan.groups if g.name == "workers")
+    count = plan.machines("workers")
     if plan.workers > 1:
         # The ring passes each machine once, whatever the number of workers on it.
         per_s = legs.all_reduce * plan.simulated.samples_per_s / (samples * plan.workers) * 8 / 1e9
         where = f"{count} machines" if count > 1 else "within one machine"
         rows.append(("all-reduce", f"{legs.all_reduce:,.0f} bytes a step, {per_s:,.3g} Gbit/s a machine ({where})"))
     return rows
-
-
-def _engine_machines(plan: Plan) -> int:
-    name = "readers" if plan.cluster.pooling else "workers"
-    return next(g.count for g in plan.groups if g.name == name)
 
 
 def _safety(plan: Plan) -> Rows:

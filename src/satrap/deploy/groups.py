@@ -59,7 +59,13 @@ class Pods:
 
 
 def pods_of(cluster: Cluster, prices: Prices | None) -> dict[str, Pods]:
-    """Every group, the head first. Raises JobError for machines that are not known and servers without a number."""
+    """Every group, the head first. Raises JobError for machines that are not known, servers without a number,
+    and one machine for all."""
+    if cluster.one_machine:
+        raise JobError(
+            f"cluster {cluster.name}: one_machine: there is nothing to deploy; run `satrap train JOB.YAML --servers S "
+            "--workers W` on the machine"
+        )
     if cluster.servers.count is None:
         raise JobError(
             f"cluster {cluster.name}: servers.count is missing; `satrap plan` says how many the rows need, write it "

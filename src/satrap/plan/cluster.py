@@ -125,6 +125,9 @@ class Cluster(Spec, frozen=True, kw_only=True):
     """The machines of a job."""
 
     name: str
+    one_machine: bool = False
+    """Servers and workers are processes of one machine, in the list once and paid once, and share its cores and memory,
+    as `satrap train --servers S --workers W` starts them. Its network is not used. To be planned; nothing to deploy."""
     servers: Group
     workers: Group
     readers: Group | None = None
@@ -216,6 +219,8 @@ def check_cluster(cluster: Cluster) -> None:
                 raise JobError(f"{name}.{key}: {value}, at least 1")
     if cluster.pooling and cluster.readers is None:
         raise JobError("pooling: it is the readers' machines that look up and pool, and there are none; add readers")
+    if cluster.one_machine:
+        _check_one_machine(cluster)
     for name, machine in cluster.machines.items():
         _check_machine(f"machines.{name}", machine)
     ranges = {
@@ -234,6 +239,21 @@ def check_cluster(cluster: Cluster) -> None:
         raise JobError(
             f"kubernetes.node_labels.{min(unknown)}: no such group; there are servers, workers, readers, head"
         )
+
+
+def _check_one_machine(cluster: Cluster) -> None:
+    for name in ("servers", "workers"):
+        count = getattr(cluster, name).count
+        if count not in (None, 1):
+            raise JobError(f"one_machine: {name}.count: {count}, and there is one machine; {name}.processes are on it")
+    servers, workers = cluster.servers.machine, cluster.workers.machine
+    if servers != workers:
+        raise JobError(f"one_machine: workers.machine: '{workers}', and servers are on a '{servers}'; name the same")
+    if cluster.workers.spot:
+        raise JobError("one_machine: workers.spot: the machine holds the rows, which go with it when it is taken back")
+    for name in ("readers", "head", "tiered"):
+        if getattr(cluster, name) is not None:
+            raise JobError(f"one_machine: {name}: would be machines beside it; leave {name} out, or one_machine")
 
 
 def _check_machine(where: str, machine: Machine) -> None:

@@ -24,12 +24,14 @@ from satrap.plan.risk import (
     useful_share,
     young_interval_s,
 )
-from satrap.plan.simulation import Layout, Node, Simulated, simulate
+from satrap.plan.simulation import Layout, Node, Simulated, one_machine, simulate
 from satrap.plan.workload import TableLoad, Workload
 
 GIB = 2**30
 FEW_SERVERS = 4
 """So many are simulated one by one."""
+ALL = "servers and workers"
+"""Name of the group where one machine is for all."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +80,7 @@ class GroupPlan:
     """Machines for one purpose."""
 
     name: str
+    """As in the cluster file; of one machine for all, `ALL`."""
     kind: str
     count: int
     spot: bool
@@ -137,6 +140,10 @@ class Plan:
         """Of all rows, mean."""
         return sum(t.load.rows * t.bytes.total for t in self.tables)
 
+    def machines(self, group: str) -> int:
+        """Machines of a group: servers, workers or readers."""
+        return 1 if self.cluster.one_machine else next(g.count for g in self.groups if g.name == group)
+
     @property
     def dollars_per_hour(self) -> float:
         """Of all machines."""
@@ -195,7 +202,17 @@ def make_plan(
     def simulated_with(processes: int, steps: int) -> Simulated:
         costs, total = costs_of(processes), servers.count * processes
         uneven = partition_imbalance(_partitions(workload, total), total) * chance_imbalance(costs.rows, total)
-        layout = _layout(cluster, machines, servers, processes, world, per_machine, uneven, overlap)
+        if cluster.one_machine:
+            layout = one_machine(
+                workers_machine.cores,
+                servers=processes,
+                workers=world,
+                server_threads=workload.store_threads,
+                reached=1.0 if workers_machine.gpus else overlap,
+                speed=workers_machine.speed,
+            )
+        else:
+            layout = _layout(cluster, machines, servers, processes, world, per_machine, uneven, overlap)
         return simulate(costs, layout, staleness=workload.staleness, steps=steps)
 
     # Few servers on a machine keep threads idle, many mean many messages: what is not said is tried out.
@@ -264,8 +281,9 @@ def _servers(tables: tuple[TablePlan, ...], cluster: Cluster, machine: Machine, 
     total = sum(t.load.rows * t.worst.total for t in tables)
     limit = machine.memory_gib * GIB * cluster.memory_share
     processes = cluster.servers.processes or 1
-    count = cluster.servers.count or max(1, math.ceil(total / limit))
-    while cluster.servers.count is None and total * _fullest(partitions, count, processes) > limit:
+    fixed = 1 if cluster.one_machine else cluster.servers.count
+    count = fixed or max(1, math.ceil(total / limit))
+    while fixed is None and total * _fullest(partitions, count, processes) > limit:
         count += 1
     return ServerPlan(
         kind=cluster.servers.machine,
@@ -328,6 +346,8 @@ def _groups(
     def group(name: str, spec: Group, machine: Machine, count: int) -> GroupPlan:
         return GroupPlan(name, spec.machine, count, spec.spot, count * price_of(machine, spot=spec.spot))
 
+    if cluster.one_machine:
+        return (group(ALL, cluster.servers, servers.machine, 1),)
     out = [group("servers", cluster.servers, servers.machine, servers.count)]
     out += [group(n, cluster.groups()[n], m, c) for n, (m, c) in machines.items()]
     if cluster.head is not None:
@@ -432,8 +452,9 @@ def _notes(plan: Plan, constants: Constants, prices: Prices | None, pooling_buil
                      "too full, or some servers own more of them than others")  # fmt: skip
     if not plan.servers.fits:
         need, have = plan.servers.memory_bytes / GIB, plan.servers.memory_limit / GIB
+        advice = "plan without one_machine" if plan.cluster.one_machine else "leave servers.count out"
         notes.append(f"the rows do not fit: {need:,.0f} GiB on the fullest server, {have:,.0f} GiB are for rows; "
-                     "leave servers.count out to have it chosen")  # fmt: skip
+                     f"{advice} to have it chosen")  # fmt: skip
     job = constants.job
     if job is None or job.name != plan.workload.name:
         notes.append("the job itself was not measured: reading, pooling and a network on the CPU are rough; "

@@ -280,14 +280,25 @@ def simulate(costs: StepCosts, layout: Layout, *, staleness: int, steps: int = 1
     return _Run(costs, layout, staleness, steps, warm=steps // 3).run()
 
 
-def one_machine(cores: float, *, servers: int, workers: int = 1, server_threads: float | None = None) -> Layout:
-    """Everything on one machine, as `satrap train --servers S --workers W` does it without a cluster."""
-    threads = server_threads or max(1.0, cores // servers)
+def one_machine(
+    cores: float,
+    *,
+    servers: int,
+    workers: int = 1,
+    server_threads: float | None = None,
+    reached: float = 1.0,
+    speed: float = 1.0,
+) -> Layout:
+    """Everything on one machine, as `satrap train --servers S --workers W` does it without a cluster.
+
+    `server_threads` of the store, in one server; None: its share of the cores, as it is started. `reached`: of the
+    cores, the share that threads keep busy together; no thread is fewer for it. `speed`: of a core.
+    """
     return Layout(
-        nodes=(Node(cores),),
+        nodes=(Node(cores * reached, speed),),
         servers=(0,) * servers,
         workers=(0,) * workers,
         engines=(0,) * workers,
         readers=(0,) * workers,
-        server_threads=threads,
+        server_threads=server_threads or max(1.0, cores // servers),
     )

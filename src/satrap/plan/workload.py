@@ -87,6 +87,8 @@ class Workload:
     dense_parameters: int | None
     """None: a network of the user's own that was not measured."""
     partitions: int
+    store_threads: int | None = None
+    """Of a server's lookups and updates, where one machine is for all. None: the server's share of its cores."""
 
     @property
     def parameters(self) -> float:
@@ -162,6 +164,7 @@ def workload_of(
         other_bytes=4 * (numbers + len(job.data.label)),
         dense_parameters=measured.dense_parameters if measured else dense_parameters(job),
         partitions=job.store.partitions,
+        store_threads=job.store.threads,
     )
 
 
