@@ -120,12 +120,6 @@ class Owning:
         self._check_number(m.number)
         return True
 
-    def accept(self, m: wire.Accept) -> Message:
-        """Owns a partition."""
-        if self.accepted.get(m.partition) != m.number:
-            self.restore(m)
-        return wire.Done()
-
     def check_forget(self, m: wire.Forget) -> None:
         """Raises NotNow for a partition that is its own."""
         self._check(m.partition)
@@ -197,6 +191,7 @@ class Owning:
         if m.number:
             self.released.pop(m.partition, None)
             self.accepted[m.partition] = m.number
+        self._untrack(m.partition)  # of a move that was not ended
         self._service.take_in(m.partition, m.clients)
 
     def forget_notes(self) -> None:
