@@ -462,6 +462,17 @@ NB_MODULE(_native, m) {
              s.table(table).close_cut(partition);
              return s.table(table).cut_bytes();
            })
+      .def("cut_bound",
+           [](Store& s, uint32_t table, uint32_t partition) {
+             need(table < s.tables() && partition < s.table(table).partitions(), "no such partition");
+             std::string state;
+             {
+               nb::gil_scoped_release release;
+               std::shared_lock lock(s.table(table).mutex());
+               state = s.table(table).cut_bound(partition);
+             }
+             return nb::bytes(state.data(), state.size());
+           })
       .def("cut_marks",
            [](Store& s, uint32_t index, const Ids& ids) {
              need(index < s.tables(), "no such table");

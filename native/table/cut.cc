@@ -14,16 +14,41 @@ void Table::open_cut(uint32_t part) {
   auto cut = std::make_unique<PartitionCut>();
   cut->clock = recency_clock(part);
   cut->rows = parts_[part].next_row;
+  cut->head = export_head(part);
+  Sketch& sketch = bounds_[part].sketch;
+  cut->sketch = SketchCut(sketch.bytes());
+  sketch.keep_in(&cut->sketch);
   cuts_[part] = std::move(cut);
 }
 
-void Table::close_cut(uint32_t part) { cuts_[part].reset(); }
+void Table::close_cut(uint32_t part) {
+  bounds_[part].sketch.keep_in(nullptr);
+  cuts_[part].reset();
+}
 
 size_t Table::cut_bytes() const {
-  size_t rows = 0;
-  for (const auto& cut : cuts_)
-    if (cut) rows += cut->rows;
-  return rows * exported_marks();
+  size_t rows = 0, counters = 0;
+  for (const auto& cut : cuts_) {
+    if (!cut) continue;
+    rows += cut->rows;
+    counters += cut->sketch.bytes();
+  }
+  return rows * exported_marks() + counters;
+}
+
+std::string Table::cut_bound(uint32_t part) const {
+  const PartitionCut* cut = cuts_[part].get();
+  if (cut == nullptr) return {};
+  std::string out = cut->head;
+  out.resize(out.size() + cut->sketch.bytes());
+  cut->sketch.read(bounds_[part].sketch.data(), out.data() + cut->head.size());
+  return out;
+}
+
+void Table::replace_sketch(uint32_t part, Sketch sketch) {
+  if (cuts_[part] && cuts_[part]->sketch.bytes() != 0)
+    cuts_[part]->sketch.keep_all(bounds_[part].sketch.data());
+  bounds_[part].sketch = std::move(sketch);
 }
 
 void Table::marks_age(uint32_t part) {

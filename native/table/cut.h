@@ -3,7 +3,10 @@
 // Rows that are named are set aside by whoever reads (ps/cut.py).
 #pragma once
 #include <cstdint>
+#include <string>
 #include <vector>
+
+#include "table/sketch.h"
 
 namespace satrap {
 
@@ -19,6 +22,8 @@ struct PartitionCut {
   bool aged =
       false;  // marks are those of then, as files have them, by row number; before: what they are in the rows
   std::vector<uint8_t> marks;
+  std::string head;  // what `export_bound` gives, without the counters of the sketch
+  SketchCut sketch;
   CutRows gone;       // removed by a rule since they were last asked for
   bool lost = false;  // there was no memory for them, or for the marks
 };

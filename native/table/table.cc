@@ -504,7 +504,8 @@ void Table::take(uint32_t part, const uint64_t* ids, const uint32_t* positions, 
     }
   }
   if (spec_.bound.sightings != 0) {
-    if (b.sketch.bytes() == 0) b.sketch = Sketch((spec_.bound.window + partitions() - 1) / partitions());
+    if (b.sketch.bytes() == 0)
+      replace_sketch(part, Sketch((spec_.bound.window + partitions() - 1) / partitions()));
     size_t kept = 0;
     for (uint32_t i : wanted)
       if (b.sketch.add(mix(ids[i]), partition_bits_) >= spec_.bound.sightings) wanted[kept++] = i;
@@ -838,9 +839,11 @@ std::string Table::bound_head(uint32_t part, uint32_t version, uint32_t more) co
   return {reinterpret_cast<const char*>(&state), sizeof state};
 }
 
+std::string Table::export_head(uint32_t part) const { return bound_head(part, kState, 0); }
+
 std::string Table::export_bound(uint32_t part) const {
   const Sketch& sketch = bounds_[part].sketch;
-  return bound_head(part, kState, 0).append(sketch.data() == nullptr ? "" : sketch.data(), sketch.bytes());
+  return export_head(part).append(sketch.data() == nullptr ? "" : sketch.data(), sketch.bytes());
 }
 
 bool Table::import_bound(uint32_t part, const char* data, size_t bytes) {
@@ -864,7 +867,7 @@ void Table::assign_sketch(uint32_t part, uint64_t window, uint64_t seen, const c
   Sketch sketch(own);
   if (sketch.bytes() != bytes) return;
   sketch.assign(counters, seen);
-  bounds_[part].sketch = std::move(sketch);
+  replace_sketch(part, std::move(sketch));
 }
 
 Removals Table::take_followed(uint32_t part) {

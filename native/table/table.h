@@ -142,11 +142,14 @@ class Table {
 
   // ---- a bounded table as of one moment, read while it goes on: see cut.h. One at a time.
 
-  // Of a partition as it is now. Costs nothing yet: marks are copied before they first age.
+  // Of a partition as it is now. Costs nothing yet: marks are copied before they first age, counters of the
+  // sketch before they first change.
   void open_cut(uint32_t partition);
   void close_cut(uint32_t partition);
-  // What marks take when they all have been.
+  // What marks and sketches take when they all have been.
   size_t cut_bytes() const;
+  // What `export_bound` gave then. Empty where no cut is open.
+  std::string cut_bound(uint32_t partition) const;
   // The marks that rows had when the cuts of their partitions were opened, of those that were there then and
   // that nobody has named since; of others anything. `out` [n, exported marks].
   void cut_marks(const uint64_t* ids, size_t n, uint8_t* out) const;
@@ -238,6 +241,8 @@ class Table {
   void cut_marks_of(uint32_t partition, uint32_t number, uint8_t* out) const;
   void keep_for_cut(uint32_t partition, const std::vector<Victim>& rows);
   void age_marks(uint32_t partition, uint64_t made, uint64_t tick, uint64_t since);
+  std::string export_head(uint32_t partition) const;
+  void replace_sketch(uint32_t partition, Sketch sketch);
   std::string bound_head(uint32_t partition, uint32_t version, uint32_t more) const;
   void assign_sketch(uint32_t partition, uint64_t window, uint64_t seen, const char* counters, size_t bytes);
   bool go_on(uint32_t partition, const char* state, size_t bytes);

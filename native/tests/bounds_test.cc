@@ -637,6 +637,46 @@ TEST(a_copy_follows_by_what_changed_and_by_the_clocks) {
   }
 }
 
+TEST(a_cut_of_a_partition_without_sightings_knows_of_none) {
+  BoundSpec b = capacity(400);
+  b.sightings = 2, b.window = 4000;
+  const TableSpec spec = bounded_spec(b);
+  Store store({spec}, 0, 1);
+  Table& t = store.table(0);
+  const std::string then = t.export_bound(0);
+  t.open_cut(0);
+  Buffers batch(spec, 0, {1, 2, 3});
+  store.pull({batch.pull()}, true);
+  CHECK(t.export_bound(0).size() > then.size());
+  CHECK(t.cut_bound(0) == then);
+  t.open_cut(0);  // again: as of now
+  CHECK(t.cut_bound(0) == t.export_bound(0));
+  store.table(0).clear();
+  CHECK(t.cut_bound(0).empty());
+  store.pull({batch.pull()}, true);
+}
+
+TEST(a_cut_knows_the_sightings_of_before_they_were_halved) {
+  BoundSpec b = capacity(400);
+  b.sightings = 2, b.window = 40'000;  // 80 blocks
+  const TableSpec spec = bounded_spec(b);
+  Store store({spec}, 0, 1);
+  Table& t = store.table(0);
+  uint64_t id = 0;
+  const auto see = [&](size_t n) {
+    std::vector<uint64_t> ids(n);
+    for (uint64_t& x : ids) x = ++id;
+    Buffers batch(spec, 0, ids);
+    store.pull({batch.pull()}, true);
+  };
+  see(b.window - 5);
+  const std::string then = t.export_bound(0);
+  t.open_cut(0);
+  see(10);
+  CHECK(t.bound(0).sketch.seen() < 10);
+  CHECK(t.cut_bound(0) == then);
+}
+
 // Page by page, with training between the pages: what is read has the clocks of its moment, what was named or
 // removed since comes again.
 TEST(a_partition_is_copied_in_pages_while_it_is_used) {
@@ -789,7 +829,7 @@ TEST(a_cut_remembers_what_rules_do_to_rows_that_nobody_names) {
     BoundSpec b = capacity(2000, kind == 1 ? Eviction::kFrequency : Eviction::kRecency);
     if (kind == 2) b = BoundSpec();
     if (kind >= 2) b.ttl = 60;
-    if (kind >= 3) b.sightings = 2, b.window = 4000;
+    if (kind >= 3) b.sightings = 2, b.window = kind == 3 ? 4'000 : 40'000;
     if (kind == 4) b.ttl = 0;
     const TableSpec spec = bounded_spec(b);
     Store store({spec}, 2, 1);
@@ -812,9 +852,11 @@ TEST(a_cut_remembers_what_rules_do_to_rows_that_nobody_names) {
     go_on(100, 0);
     for (int round = 0; round < 3; ++round) {
       std::map<uint64_t, Copied> then, found;
+      std::vector<std::string> bounds;
       for (uint32_t part = 0; part < 4; ++part) {
         t.visit_ordered(part, [&](uint64_t id, const Row& row) { then[id].add(t, part, id, row); });
         t.open_cut(part);
+        bounds.push_back(t.export_bound(part));
       }
       named.clear();
       go_on(20 + 60 * round, 3'000 * (round + 1));  // others, mostly
@@ -843,7 +885,18 @@ TEST(a_cut_remembers_what_rules_do_to_rows_that_nobody_names) {
         }
         CHECK(now == copied);
       }
-      for (uint32_t part = 0; part < 4; ++part) t.close_cut(part);
+      for (uint32_t part = 0; part < 4; ++part) {
+        CHECK(t.export_bound(part) != bounds[part]);
+        CHECK(t.cut_bound(part) == bounds[part]);
+        if (round == 2) {  // also where all of it becomes another
+          CHECK(t.import_bound(part, bounds[(part + 1) % 4].data(), 0) == false);
+          CHECK(t.import_bound(part, bounds[part].data(), bounds[part].size()));
+          go_on(3, 0);
+          CHECK(t.cut_bound(part) == bounds[part]);
+        }
+        t.close_cut(part);
+        CHECK(t.cut_bound(part).empty());
+      }
       CHECK_EQUAL(t.cut_bytes(), 0u);
     }
     if (kind == 4) rmdir(folder);

@@ -42,7 +42,8 @@ class RowCut:
     """Implements `Cut` on a store in this process. A `Watcher` of its changes; thread-safe.
 
     Nothing may change while it is made. Memory: the rows that change before they are written, as they were, at most
-    `aside_bytes`; 24 bytes for each of them; and of bounded tables the sketches, and the marks as soon as they age.
+    `aside_bytes`; 24 bytes for each of them; and of bounded tables the marks as soon as they age, and of the sketches
+    what changes.
     """
 
     def __init__(
@@ -70,13 +71,11 @@ class RowCut:
         self.lost: str | None = None
         """Why there is no such cut any more."""
         self._most = max(ASIDE_LEAST, store.room.left_bytes() // 2) if aside_bytes is None else aside_bytes
-        self._bounds: dict[tuple[str, int], NDArray[np.uint8]] = {}
-        """Of bounded tables: what they keep beside the rows."""
         self._marks = 0
-        """Bytes that their marks may take, once all have aged."""
+        """Bytes that marks and sketches of bounded tables may take, once all have changed."""
         self._aside = {t.name: Aside(store) for t in store.configuration}
         self._bytes = 0
-        """Set aside, and of the bounded tables' sketches."""
+        """Set aside."""
         self._done = np.zeros(self.partitions, np.bool_)
         """Partitions that are not asked for any more, and of which rows are still here."""
         self._touched = self._membership(min(self.partitions, PARTS_MOST))
@@ -91,14 +90,11 @@ class RowCut:
         try:
             for table in sorted(self._store.bounded):
                 self._marks += self._store.open_cut(table)
-                for partition in range(self.partitions):
-                    bound = self._bounds[table, partition] = self._store.export_bound(table, partition)
-                    self._bytes += bound.nbytes
-                if self._bytes + self._marks > self._most:
+                if self._marks > self._most:
                     raise StoreError(
-                        f"what tells the age of rows in the bounded tables up to '{table}' takes "
-                        f"{self._bytes + self._marks:,} bytes, and there is room for a copy of {self._most:,}; give "
-                        "servers more memory to have their checkpoints written behind"
+                        f"what tells the age of rows in the bounded tables up to '{table}' takes {self._marks:,} "
+                        f"bytes, and there is room for a copy of {self._most:,}; give servers more memory to have "
+                        "their checkpoints written behind"
                     )
         except BaseException:
             self.lose("it did not fit into memory")
@@ -185,8 +181,9 @@ class RowCut:
                 raise StoreError(f"partition {partition} of the checkpoint was read before, or there is none")
             self._set_gone_aside(table)
             now = self._export(table, partition)
-            bound = self._bounds.get((table, partition))
-            if bound is not None:
+            bound = None
+            if table in self._store.bounded:
+                bound = self._store.cut_bound(table, partition)
                 now = replace(now, marks=self._store.cut_marks(table, now.ids), bound=None)
             touched = self._touched.export_rows(table, partition * self._touched.partitions // self.partitions)[0]
             # Should it be given up meanwhile, its rows are here all the same.
@@ -215,7 +212,6 @@ class RowCut:
             self._done[partition] = True
             self._marks = 0
             for table in self._store.bounded:
-                self._bytes -= self._bounds.pop((table, partition)).nbytes
                 self._marks += self._store.close_cut(table, partition)
             self._guard.notify_all()
             if self._done.sum() * GROUPS < self.partitions and self._pending.any() and not self.full:
@@ -234,7 +230,6 @@ class RowCut:
         self._closed(self)
 
     def _free(self) -> None:
-        self._bounds.clear()
         for table in self._store.bounded:
             for partition in range(self.partitions):
                 self._store.close_cut(table, partition)

@@ -545,15 +545,19 @@ class Store:
         return there
 
     def open_cut(self, table: str) -> int:
-        """A bounded table remembers from here on what `cut_marks` and `take_cut_rows` give, of every partition until
-        its `close_cut`; again: from the last time on. Copies marks when they first age; returns the bytes they then
-        take, at most."""
+        """A bounded table remembers from here on what `cut_marks`, `cut_bound` and `take_cut_rows` give, of every
+        partition until its `close_cut`; again: from the last time on. Copies marks when they first age, and counters of
+        sightings in blocks of 4 KiB before they change; returns the bytes that all of them take."""
         i = self.index(table)
         return self._call(lambda: self._native.open_cut(i))
 
     def close_cut(self, table: str, partition: int) -> int:
         """Ends it for a partition, if it was open. Returns the bytes of the marks of the others."""
         return self._native.close_cut(self.index(table), partition)
+
+    def cut_bound(self, table: str, partition: int) -> NDArray[np.uint8]:
+        """[B] what `export_bound` gave at `open_cut`."""
+        return np.frombuffer(self._native.cut_bound(self.index(table), partition), np.uint8)
 
     def cut_marks(self, table: str, ids: NDArray[np.uint64]) -> NDArray[np.uint8]:
         """[N, M] the marks at `open_cut` of rows that were there then and that no call has named since; of other ids
