@@ -131,5 +131,5 @@ def test_a_checkpoint_is_named_through_its_run(run: Path) -> None:
     with pytest.raises(CheckpointError, match="there is no such directory"):
         checkpoint.find(run / "step-00000044")
     (folder / "best").unlink()
-    with pytest.raises(CheckpointError, match="there is no such directory"):
+    with pytest.raises(CheckpointError, match=r"does not set train\.checkpoint\.best\. The newest is "):
         checkpoint.find(run / "best")

@@ -13,7 +13,7 @@ import pytest
 from memory_rows import MemoryRows, filled, global_rows, job_of, save_step
 
 from satrap import checkpoint
-from satrap.checkpoint import ObjectFiles, place
+from satrap.checkpoint import ObjectFiles, place, places
 from satrap.checkpoint.objects import RANGE_BYTES
 from satrap.errors import CheckpointError, SaveError
 from satrap.schema import Adagrad, Table
@@ -84,6 +84,15 @@ def test_a_scheme_that_nothing_serves_is_told_and_settings_in_a_url_are_refused(
         place("s3://bucket/a?region=eu")
     with pytest.raises(CheckpointError, match="names no bucket"):
         place("s3://")
+
+
+def test_a_bucket_of_google_that_cannot_be_reached_is_told_soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Left to itself, pyarrow tries for a quarter of an hour, in which Ctrl-C does nothing.
+    monkeypatch.setenv("CLOUD_STORAGE_EMULATOR_ENDPOINT", "http://127.0.0.1:9")
+    monkeypatch.setattr(places, "GCS_PATIENCE_S", 0.2)
+    with pytest.raises(CheckpointError, match=r"cannot read gs://nobody/models") as told:
+        checkpoint.find("gs://nobody/models")
+    assert "error_info" not in str(told.value)
 
 
 def test_a_url_is_never_a_file_of_this_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,8 +9,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
-from cli_command import JOB, TIMEOUT_S, call, environment
+import torch
+from cli_command import JOB, TIMEOUT_S, call, click_table, environment
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -34,12 +36,13 @@ def test_the_python_example_trains_a_useful_model(tmp_path: Path) -> None:
     said = re.search(r"test AUC (\S+), saved in (\S+)", done.stdout)
     assert said is not None, done.stdout
     assert float(said[1]) > 0.87
+    assert "imported before" not in done.stderr
     assert (tmp_path / said[2] / "manifest.json").is_file()
 
 
 def commands() -> list[str]:
-    """The satrap commands of the indented blocks, without their remarks."""
-    lines = re.findall(r"^    (satrap .*)$", README, re.MULTILINE)
+    """The satrap commands of the indented blocks, continued lines joined, without their remarks."""
+    lines = re.findall(r"^    (satrap .*)$", README.replace("\\\n", " "), re.MULTILINE)
     return [re.sub(r"\s{2,}#.*", "", line) for line in lines]
 
 
@@ -56,6 +59,37 @@ def test_every_command_is_one_that_satrap_understands(line: str, tmp_path: Path)
 
 def test_there_are_commands_to_check() -> None:
     assert len(commands()) > 5
+
+
+RUN = "runs/clicks-20260101-120000"
+ELSEWHERE = ("--servers", "--address", "satrap top", "satrap scale", "satrap leave", "satrap rehearse")
+"""On several processes, or minutes long: tests/launch and tests/rehearse run these."""
+
+
+def test_commands_run_in_the_order_of_the_page(tmp_path: Path) -> None:
+    # As somebody types them who has a file of clicks, a model of torch and a bucket, which is a folder here.
+    pq.write_table(click_table(), tmp_path / "clicks.parquet")
+    for month in ("march", "april"):
+        pq.write_table(click_table(300, seed=1), tmp_path / f"{month}.parquet")
+    (tmp_path / "deploy").symlink_to(ROOT / "deploy")
+    ran = 0
+    for line in commands():
+        if any(part in line for part in ELSEWHERE):
+            continue
+        runs = sorted((tmp_path / "runs").glob("clicks-*"))
+        line = line.replace(RUN, f"runs/{runs[0].name}" if runs else RUN).replace("gs://models/ads", "bucket")
+        if "model.pt" in line:
+            torch.save({"user": torch.zeros(10, 16)}, tmp_path / "model.pt")
+        words = shlex.split(line)[1:]
+        words += ["--quick"] if words[0] == "calibrate" else []
+        # The data would have to lie in a bucket, or on a volume: it says so.
+        outcome = call(tmp_path, *words, code=1 if words[0] == "deploy" else 0)
+        assert words[0] != "deploy" or "clicks.parquet" in outcome.err
+        ran += 1
+    assert ran > 12
+    assert {"constants.yaml", "job.yaml", "scores.parquet", "rows", "bucket", "keys"} <= {
+        p.name for p in tmp_path.iterdir()
+    }
 
 
 @pytest.mark.parametrize("target", ["demo", "test"])

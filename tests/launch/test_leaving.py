@@ -16,6 +16,7 @@ import pytest
 from launched import LIMIT_S, ON_TWO, SYNCHRONOUS, Running, digest
 
 from satrap.launch import notice
+from satrap.launch.guard import Identity
 from satrap.launch.notice import Notice
 from satrap.launch.placing import Node
 from satrap.observe.runlog import read_metrics
@@ -134,7 +135,7 @@ def test_it_ends_in_time_and_names_those_that_have_not(machine: dict[str, str]) 
         finally:
             process.kill()
     assert done.returncode == 1
-    assert f"1 processes still had something after 0.5 s: {process.pid}" in done.stderr
+    assert f"process {process.pid} still had something after 0.5 s" in done.stderr
 
 
 def test_a_process_that_has_ended_is_not_waited_for_and_the_machine_may_stay(
@@ -148,6 +149,21 @@ def test_a_process_that_has_ended_is_not_waited_for_and_the_machine_may_stay(
     assert here.machine_leaves
     assert leave("--stays", env=machine).returncode == 0
     assert not here.leaves
+
+
+def test_a_process_that_got_the_number_of_one_that_has_ended_is_not_waited_for(
+    machine: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(notice.tempfile, "gettempdir", lambda: machine["TMPDIR"])
+    noted = notice.folder() / str(os.getpid())  # alive, and begun later
+    noted.write_text(str(Identity.of().started - 1))
+    assert leave("--within", "0", env=machine).returncode == 0
+    assert not noted.exists()
+    noted.write_text(str(Identity.of().started))
+    told = leave("--within", "0", env=machine)
+    assert told.returncode == 1
+    assert f"process {os.getpid()} still had something after 0 s" in told.stderr
+    assert "satrap leave --stays" in told.stderr
 
 
 def test_a_notice_that_nobody_took_back_is_forgotten(machine: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -117,6 +117,11 @@ def _find(path: str | Path, files: Files | None) -> Path:
     if (named := _named(path, given)) is not None:
         return named
     newest = latest(path, given)
+    if newest is None and path.name == BEST and latest(path.parent, given) is not None:
+        raise CheckpointError(
+            f"{path}: no checkpoint of this run was marked the best: its job does not set train.checkpoint.best. The "
+            f"newest is {path.parent} or {path.parent / LATEST}"
+        )
     if newest is None:
         what = "it holds no checkpoint" if files.is_directory(path) else "there is no such directory"
         raise CheckpointError(

@@ -214,4 +214,6 @@ def _told(error: Exception, path: Path) -> OSError:
         return FileNotFoundError(errno.ENOENT, "no such object", str(path))
     if isinstance(error, PermissionError):
         return PermissionError(errno.EACCES, str(error) or "permission denied", str(path))
-    return OSError(errno.EIO, f"{type(error).__name__}: {error}", str(path))
+    # Google's library says all of it a second time behind this.
+    text = str(error).partition(" error_info=")[0]
+    return OSError(errno.EIO, f"{type(error).__name__}: {text}", str(path))

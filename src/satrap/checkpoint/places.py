@@ -10,6 +10,7 @@ import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,8 @@ from satrap.checkpoint.objects import ObjectFiles
 from satrap.durable.files import LOCAL, Files
 from satrap.errors import CheckpointError
 
+GCS_PATIENCE_S = 5.0
+"""For which pyarrow tries a request to Google's storage again by itself."""
 _URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+)://?(.*)", re.DOTALL)
 _opened: dict[tuple[str, str], ObjectFiles] = {}
 
@@ -141,4 +144,7 @@ def _arrow(path: RemotePath) -> Any:
             region = pafs.resolve_s3_region(path.parts[1])
         options = {"endpoint_override": host, "scheme": scheme or "https"} if host else {}
         return Arrow(pafs.S3FileSystem(region=region, **options))
+    if path.scheme in ("gs", "gcs"):
+        # Its own patience is 15 minutes, in which it hears no Ctrl-C; requests are tried again here (`ObjectFiles`).
+        return Arrow(pafs.GcsFileSystem(retry_time_limit=timedelta(seconds=GCS_PATIENCE_S)))
     return Arrow(pafs.FileSystem.from_uri(str(path))[0])

@@ -53,8 +53,11 @@ def command(
             time.sleep(LOOK_S)
     left = notice.leave(within)
     if left:
+        who = f"process {left[0]}" if len(left) == 1 else f"processes {', '.join(map(str, left))}"
         typer.echo(
-            f"{len(left)} processes still had something after {within:g} s: {', '.join(map(str, left))}", err=True
+            f"{who} still had something after {within:g} s. The machine counts as leaving for 15 minutes, for runs "
+            "that begin as well; should it stay: satrap leave --stays",
+            err=True,
         )
         raise typer.Exit(1)
     if not quiet:

@@ -334,5 +334,6 @@ def _show(result: Result, again: str, *, profile: bool) -> None:
         )
     if result.stopped == "interrupted":
         run = show.path(result.run_dir)
-        show.line(f"Interrupted; the checkpoint is saved. Go on with: satrap train --resume {run}{again}")
+        saved = "the checkpoint is saved. Go on" if result.checkpoint else "nothing was trained, nothing saved. Begin"
+        show.line(f"Interrupted; {saved} with: satrap train --resume {run}{again}")
         raise typer.Exit(EXIT_INTERRUPTED)

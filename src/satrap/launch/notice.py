@@ -3,7 +3,8 @@
     satrap leave ──► FOLDER/leaving ──► every process here ──► driver: partitions move away, or all save
                  ◄── FOLDER/<pid> is gone ◄── handed over ◄────────┘           and begin again elsewhere
 
-FOLDER is `satrap-<user>-<host name>` among the temporary files of the machine, for its owner alone. A process that gets
+FOLDER is `satrap-<user>-<host name>` among the temporary files of the machine, for its owner alone; a process's file
+says when it began. A process that gets
 SIGTERM is to go as well, by itself.
 """
 
@@ -20,6 +21,7 @@ import time
 from pathlib import Path
 
 from satrap.errors import LaunchError
+from satrap.launch.guard import Identity
 
 LEAVING = "leaving"
 LEAVING_S = 900.0
@@ -47,7 +49,7 @@ class Notice:
         self._folder: Path | None = None
         with contextlib.suppress(OSError, LaunchError):  # then no machine can tell it
             self._folder = folder()
-            self._own.write_text("")
+            self._own.write_text(str(Identity.of().started))
         if threading.current_thread() is threading.main_thread():
             self._hear()
 
@@ -123,13 +125,15 @@ def stay() -> None:
 
 
 def _holding(where: Path) -> list[int]:
-    from satrap.launch.guard import Identity
-
     found = []
     for entry in where.iterdir():
-        if entry.name.isdigit():
-            if Identity.of(int(entry.name)).alive:
-                found.append(int(entry.name))
+        if not entry.name.isdigit():
+            continue
+        with contextlib.suppress(OSError):
+            now, noted = Identity.of(int(entry.name)), entry.read_text()
+            # Another process may have got the number since.
+            if now.alive and noted == str(now.started):
+                found.append(now.pid)
             else:
                 entry.unlink(missing_ok=True)
     return sorted(found)

@@ -196,6 +196,11 @@ def machine_of(kind: str, cluster: Cluster, prices: Prices | None) -> Machine:
     """The machine of that name. Raises JobError with the nearest name."""
     known: Mapping[str, Machine] = {**(prices.machines if prices else {}), **cluster.machines}
     if kind not in known:
+        if prices is None:
+            raise JobError(
+                f"cluster {cluster.name}: what a machine '{kind}' is stands neither under 'machines' of the cluster "
+                "nor in a price list, and none was given: --prices deploy/prices/….yaml"
+            )
         raise JobError(f"cluster {cluster.name}: there is no machine '{kind}'; {did_you_mean(kind, known)}")
     return known[kind]
 
