@@ -16,6 +16,7 @@ import json
 import re
 import statistics
 import sys
+import textwrap
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,11 +31,18 @@ if TYPE_CHECKING:
 
 FOLDER = REPOSITORY / "docs" / "figures"
 OURS, OTHERS, LIMIT, SOFT = "#2364aa", "#9aa5af", "#d9691a", "#5f6b76"
-CAPTION_INCHES, CURVES_INCHES = 0.55, 3.4
+WIDTH_INCHES, CURVES_INCHES = 7.6, 3.4
+CAPTION_CHARACTERS, HALF_TITLE_CHARACTERS = 125, 30
+"""As many as fit the width, and half of it."""
+STYLE: dict[Any, Any] = {"svg.fonttype": "none", "svg.hashsalt": "satrap", "font.size": 9}
+"""Text stays text, and the same lines give the same file."""
+MANY = 8
+"""Of so many bars two panels stand side by side."""
 COLORS = ("#22303c", "#2364aa", "#1b9aaa", "#2a9d5c", "#e07a1f", "#c8373a", "#7b52ab", "#8c6d46")
 CLASSES = ("0-3", "4-15", "16-63", "64-255", "256+")
 """Of heat: `satrap.ps.heat`."""
 PLAIN = "train.staleness_damping=false"
+LESS_USUAL = ("plain", "asynchronous")
 Lines = Sequence[dict[str, Any]]
 
 
@@ -78,6 +86,8 @@ class Curves:
     """Both axes."""
     log_x: bool = False
     """The x axis alone, and the y axis from 0."""
+    dashed: Sequence[str] = ()
+    """Lines with one of these words in their names."""
 
 
 def main(argv: list[str]) -> int:
@@ -99,6 +109,22 @@ def draw(path: Path) -> Path:
     """The picture of one stored output, beside it. Raises ValueError for what is none, naming what is missing."""
     import matplotlib as mpl
 
+    with mpl.rc_context(STYLE):
+        out = path.with_suffix(".svg")
+        metadata = {"Date": None, "Creator": None}
+        figure_of(path).savefig(out, format="svg", metadata=metadata, facecolor="#fdfdfc")
+    text = "\n".join(x.rstrip() for x in out.read_text().splitlines()) + "\n"
+    # What is drawn is cut off by shapes that are named by where they lay in memory.
+    for i, name in enumerate(dict.fromkeys(re.findall(r'<clipPath id="(\w+)"', text))):
+        text = text.replace(name, f"clip{i}")
+    out.write_text(text)
+    return out
+
+
+def figure_of(path: Path) -> Figure:
+    """What `draw` writes. Raises as it does."""
+    import matplotlib as mpl
+
     lines = read(path)
     name = str(lines[0]["benchmark"])
     if name not in PANELS:
@@ -106,17 +132,8 @@ def draw(path: Path) -> Path:
     panels = [p for p in PANELS[name](lines) if (p.bars if isinstance(p, Panel) else p.lines)]
     if not panels:
         raise ValueError(f"no line of it has figures of '{name}': was it stopped before its end?")
-    # Text stays text, and the same lines give the same file.
-    with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": "satrap", "font.size": 9}):
-        figure = _figure(panels, caption(path, lines))
-        out = path.with_suffix(".svg")
-        figure.savefig(out, format="svg", metadata={"Date": None, "Creator": None}, facecolor="#fdfdfc")
-    text = "\n".join(x.rstrip() for x in out.read_text().splitlines()) + "\n"
-    # What is drawn is cut off by shapes that are named by where they lay in memory.
-    for i, name in enumerate(dict.fromkeys(re.findall(r'<clipPath id="(\w+)"', text))):
-        text = text.replace(name, f"clip{i}")
-    out.write_text(text)
-    return out
+    with mpl.rc_context(STYLE):
+        return _figure(panels, caption(path, lines))
 
 
 def read(path: Path) -> list[dict[str, Any]]:
@@ -140,12 +157,14 @@ def caption(path: Path, lines: Lines) -> str:
     settings = [f"{k} {v}" for k, v in first.items() if isinstance(v, int | float | str) and k != "benchmark"]
     kept = sorted({str(x["commit"]) for x in lines if "case" in x and "commit" in x} - {machine["commit"]})
     runs = f"; runs of {', '.join(kept)}" if kept else ""
-    return (
-        f"benchmarks {first['benchmark']}: {', '.join(settings)}\n"
-        f"{machine.get('cpu')}, {machine.get('cores')} cores, {machine.get('memory_gib')} GiB, "
-        f"torch {machine.get('torch')}; commit {machine['commit']}{runs}, {machine.get('date', 'no date')}, "
-        f"lines {digest(path)}"
+    cores = machine.get("cores")
+    said = (
+        f"benchmarks {first['benchmark']}: {', '.join(settings)}",
+        f"{machine.get('cpu')}, {cores} core{'' if cores == 1 else 's'}, {machine.get('memory_gib')} GiB, "
+        f"torch {machine.get('torch')}",
+        f"commit {machine['commit']}{runs}, {machine.get('date', 'no date')}, lines {digest(path)}",
     )
+    return "\n".join(textwrap.fill(x, CAPTION_CHARACTERS, break_on_hyphens=False) for x in said)
 
 
 def digest(path: Path) -> str:
@@ -156,48 +175,117 @@ def digest(path: Path) -> str:
 def _figure(panels: Sequence[Panel | Curves], text: str) -> Figure:
     from matplotlib.figure import Figure
     from matplotlib.layout_engine import ConstrainedLayoutEngine
+    from matplotlib.transforms import blended_transform_factory
 
-    heights = [0.9 + 0.3 * len(p.bars) if isinstance(p, Panel) else CURVES_INCHES for p in panels]
-    height = sum(heights) + CAPTION_INCHES
-    layout = ConstrainedLayoutEngine(rect=(0, CAPTION_INCHES / height, 1, 1 - CAPTION_INCHES / height))
-    figure = Figure(figsize=(7.6, height), layout=layout)
-    axes = figure.subplots(len(panels), 1, squeeze=False, height_ratios=heights)[:, 0]
-    for ax, panel in zip(axes, panels, strict=True):
-        ax.set_title(panel.title, loc="left", fontsize=10, fontweight="bold")
-        ax.spines[["top", "right"]].set_visible(False)
-        ax.set_axisbelow(True)
-        if isinstance(panel, Curves):
-            _draw_curves(ax, panel)
-            continue
-        at = range(len(panel.bars))
-        values = [b.value for b in panel.bars]
-        if panel.points and all(b.half is None for b in panel.bars):
-            ax.scatter(values, at, color=[b.color for b in panel.bars], s=30)
-            ax.margins(x=0.15)
-            for i, v in enumerate(values):
-                ax.annotate(f"   {v:.4f}", (v, i), va="center", color=SOFT, fontsize=8)
-        elif panel.points:
-            ax.axvline(0.0, color=SOFT, lw=1)
-            ax.errorbar(values, at, xerr=[b.half or 0.0 for b in panel.bars], fmt="o", color=OURS, capsize=3)
-        else:
-            ax.barh(at, values, color=[b.color for b in panel.bars], height=0.65)
-            for i, bar in enumerate(panel.bars):
-                if bar.limit is not None:
-                    ax.plot([bar.limit] * 2, [i - 0.4, i + 0.4], color=LIMIT, lw=2)
-                ax.annotate(f" {_short(bar.value)}", (bar.value, i), va="center", color=SOFT, fontsize=8)
-            ax.set_xlim(0, 1.12 * max(max(values), *(b.limit or 0.0 for b in panel.bars), 1e-12))
-        ax.set_yticks(list(at), [b.name for b in panel.bars])
-        ax.set_ylim(len(panel.bars) - 0.4, -0.6)
-        ax.set_xlabel(panel.unit, color=SOFT)
-        ax.grid(axis="x", color="#e4e8ec")
-        ax.spines["left"].set_visible(False)
-    figure.text(0.01, 0.012, text, fontsize=6.5, color=SOFT)
+    rows = _rows(panels)
+    heights = [max(_height(p, len(row)) for p in row) for row in rows]
+    foot = 0.3 + 0.11 * len(text.splitlines())
+    height = sum(heights) + foot
+    layout = ConstrainedLayoutEngine(rect=(0, foot / height, 0.99, 1 - foot / height), wspace=0.08)
+    figure = Figure(figsize=(WIDTH_INCHES, height), layout=layout)
+    grid = figure.add_gridspec(len(rows), 2, height_ratios=heights)
+    for i, row in enumerate(rows):
+        for j, panel in enumerate(row):
+            ax = figure.add_subplot(grid[i, j] if len(row) > 1 else grid[i, :])
+            title = panel.title if len(row) == 1 else textwrap.fill(panel.title, HALF_TITLE_CHARACTERS * (2 - j))
+            drawn = ax.set_title(title, loc="left", fontsize=10, fontweight="bold")
+            if j == 0:  # from the picture's own edge, or a long one beside long names would be cut off
+                drawn.set(x=0.01, transform=blended_transform_factory(figure.transFigure, drawn.get_transform()))
+            ax.spines[["top", "right"]].set_visible(False)
+            ax.set_axisbelow(True)
+            if isinstance(panel, Curves):
+                _draw_curves(ax, panel)
+            else:
+                _draw_bars(ax, panel, room=0.14 * len(row))
+                if len(row) > 1:
+                    ax.locator_params(axis="x", nbins=4)
+                    ax.tick_params(axis="y", left=j == 0, labelleft=j == 0)
+    figure.text(0.01, 0.09 / height, text, fontsize=6.5, color=SOFT)
     return figure
 
 
+def _rows(panels: Sequence[Panel | Curves]) -> list[list[Panel | Curves]]:
+    """Two panels of the same many bars side by side, every other one in a row of its own."""
+    rows: list[list[Panel | Curves]] = []
+    for panel in panels:
+        if rows and len(rows[-1]) == 1 and len(_names(panel)) >= MANY and _names(panel) == _names(rows[-1][0]):
+            rows[-1].append(panel)
+        else:
+            rows.append([panel])
+    return rows
+
+
+def _names(panel: Panel | Curves) -> list[str]:
+    return [b.name for b in panel.bars] if isinstance(panel, Panel) else []
+
+
+def _height(panel: Panel | Curves, beside: int) -> float:
+    if isinstance(panel, Curves):
+        return CURVES_INCHES
+    return 0.9 + (0.3 if beside == 1 else 0.22) * len(panel.bars)
+
+
+def _draw_bars(ax: Axes, panel: Panel, *, room: float) -> None:
+    """`room`: for the numbers behind the bars, as a part of the longest."""
+    at = range(len(panel.bars))
+    values = [b.value for b in panel.bars]
+    if panel.points and all(b.half is None for b in panel.bars):
+        _draw_points(ax, panel.bars)
+    elif panel.points:
+        ax.axvline(0.0, color=SOFT, lw=1)
+        ax.errorbar(values, at, xerr=[b.half or 0.0 for b in panel.bars], fmt="o", color=OURS, capsize=3)
+    else:
+        ax.barh(at, values, color=[b.color for b in panel.bars], height=0.65)
+        for i, bar in enumerate(panel.bars):
+            if bar.limit is not None:
+                ax.plot([bar.limit] * 2, [i - 0.4, i + 0.4], color=LIMIT, lw=2)
+            _number(ax, _short(bar.value), bar.value, i)
+        end = max(max(values), *(b.limit or 0.0 for b in panel.bars), 1e-12)
+        ax.set_xlim(0, (1 + room) * end)
+        if end >= 1000:
+            ax.xaxis.set_major_formatter("{x:,.0f}")
+    ax.set_yticks(list(at), [b.name for b in panel.bars])
+    ax.set_ylim(len(panel.bars) - 0.4, -0.6)
+    if panel.unit != panel.title:
+        ax.set_xlabel(panel.unit, color=SOFT)
+    ax.grid(axis="x", color="#e4e8ec")
+    ax.spines["left"].set_visible(False)
+
+
+def _draw_points(ax: Axes, bars: Sequence[Bar]) -> None:
+    """One far from the others stands at the edge, as an arrow with its number: it would squeeze them into one spot."""
+    values = [b.value for b in bars]
+    middle = statistics.median(values)
+    reach = 20 * statistics.median(abs(v - middle) for v in values) or float("inf")
+    near = [v for v in values if abs(v - middle) <= reach]
+    span = max(near) - min(near) or 1e-3
+    left, right = min(near) - 0.3 * span, max(near) + 0.6 * span
+    ax.set_xlim(left, right)
+    ax.ticklabel_format(axis="x", useOffset=False)
+    for i, bar in enumerate(bars):
+        if left <= bar.value <= right:
+            ax.scatter(bar.value, i, color=bar.color, s=30)
+            _number(ax, f"{bar.value:.4f}", bar.value, i)
+        else:
+            low = bar.value < left
+            edge = left if low else right
+            ax.scatter(edge, i, color=bar.color, s=40, marker="<" if low else ">", clip_on=False)
+            _number(ax, f"{bar.value:.4f}, off this axis", edge, i, before=not low)
+
+
+def _number(ax: Axes, text: str, x: float, y: float, *, before: bool = False) -> None:
+    """Beside what it is of, with room between."""
+    shift, side = ((-6, 0), "right") if before else ((6, 0), "left")
+    ax.annotate(text, (x, y), shift, textcoords="offset points", va="center", ha=side, color=SOFT, fontsize=8)
+
+
 def _draw_curves(ax: Axes, panel: Curves) -> None:
-    for (name, points), color in zip(panel.lines.items(), COLORS * len(panel.lines), strict=False):
-        ax.plot([x for x, _ in points], [y for _, y in points], label=name, color=color, lw=1.5, marker=".")
+    # From wide to narrow: what lies under another one still shows at its sides.
+    for i, ((name, points), color) in enumerate(zip(panel.lines.items(), COLORS * len(panel.lines), strict=False)):
+        width = 1.2 + 2.8 * (1 - (i + 1) / len(panel.lines))
+        xs, ys = [x for x, _ in points], [y for _, y in points]
+        style = "--" if any(word in name for word in panel.dashed) else "-"
+        ax.plot(xs, ys, label=name, color=color, lw=width, ls=style, marker="o", ms=width + 2.2)
     if panel.limit is not None:
         ax.axhline(panel.limit, color=SOFT, ls="--", lw=1, label="the best possible")
     if panel.ticks:
@@ -292,10 +380,10 @@ def _peers(lines: Lines) -> Iterable[Panel]:
             if key in x
         ]
         yield Panel(unit, bars, unit, points=key == "test_auc")
-    lines_of = {x["system"]: x["lines"] for x in sides}
-    yield Panel(
-        "lines of user code", [Bar(s, n, OURS if s == "satrap" else OTHERS) for s, n in lines_of.items()], "lines"
-    )
+    bars = [
+        Bar(f"{x['side']}, {x['precision']}", x["lines"], OURS if x["system"] == "satrap" else OTHERS) for x in sides
+    ]
+    yield Panel("lines of user code", bars, "lines of user code")
 
 
 def _capacity(lines: Lines) -> Iterable[Panel | Curves]:
@@ -305,7 +393,8 @@ def _capacity(lines: Lines) -> Iterable[Panel | Curves]:
         for turn, raw in (("lookup", "a raw gather"), ("update", "a raw read and write")):
             for side, name in (("satrap", turn), ("raw", raw)):
                 curves[name] = [(x["filled"], x[f"{turn}_mrows_per_s"][side]) for x in sizes]
-        yield Curves("what size costs", curves, "rows of the table", "million rows/s", log_x=True)
+        title = "lookups and updates of random rows, beside raw access by row number"
+        yield Curves(title, curves, "rows of the table", "million rows/s", log_x=True, dashed=("raw",))
         bars = [Bar(f"{x['filled'] / 1e6:,.0f} million rows", x["fill_mrows_per_s"]) for x in sizes]
         yield Panel("filling", bars, "million rows/s")
     trained = [x for x in lines if isinstance(x.get("trained"), int)]
@@ -339,9 +428,8 @@ def _modes(lines: Lines) -> Iterable[Panel | Curves]:
     sets = list(dict.fromkeys(_what(c) for c, _ in cases))
     for same in sets:
         own = [(c, x) for c, x in cases if _what(c) == same]
-        yield Curves(
-            f"{same}: AUC of samples not yet seen", _early(own), "million samples", "AUC", lines[0].get("bayes_auc")
-        )
+        title, best = f"{same}: AUC of samples not yet seen", lines[0].get("bayes_auc")
+        yield Curves(title, _early(own), "million samples", "AUC", best, dashed=LESS_USUAL)
     for same in sets:
         yield _differences(same, [(c, x) for c, x in cases if _what(c) == same])
     hot: dict[str, dict[str, list[tuple[float, float]]]] = {}
@@ -352,7 +440,8 @@ def _modes(lines: Lines) -> Iterable[Panel | Curves]:
             hot.setdefault(_what(c), {})[_side(c)] = points
     for same, curves in hot.items():
         title = f"{same}: staleness by how often a row was updated before"
-        yield Curves(title, curves, "updates before", "updates between pull and push", ticks=CLASSES)
+        missed = "updates between pull and push"
+        yield Curves(title, curves, "updates before", missed, ticks=CLASSES, dashed=LESS_USUAL)
     theory: dict[str, list[tuple[float, float]]] = {}
     for x in lines:
         if "theory" in x:

@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 
 import pytest
-from benchmarks.figures import FOLDER, PANELS, Curves, Panel, digest, draw, main
+from benchmarks.figures import FOLDER, PANELS, Curves, Panel, digest, draw, figure_of, main
 
 MACHINE = {"commit": "0123456789ab", "date": "2026-01-02", "cpu": "A", "cores": 2, "memory_gib": 24.0, "torch": "2.13"}
 OUTPUTS: dict[str, list[dict]] = {
@@ -128,6 +128,30 @@ def test_file_that_is_no_output_is_named_with_the_reason(
     (tmp_path / "x.jsonl").write_text(text)
     assert main(["--folder", str(tmp_path)]) == 1
     assert said in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("path", sorted(FOLDER.glob("*.jsonl")), ids=lambda p: p.stem)
+def test_nothing_is_cut_off_at_the_edges(path: Path) -> None:
+    # A long title and a long line of commits once ran out of the picture at its right.
+    figure = figure_of(path)
+    figure.draw_without_rendering()
+    needed = figure.get_tightbbox()
+    width, height = figure.get_size_inches()
+    assert needed.x0 >= 0
+    assert needed.y0 >= 0
+    assert needed.x1 <= width
+    assert needed.y1 <= height
+
+
+def test_point_far_from_the_others_does_not_squeeze_them(tmp_path: Path) -> None:
+    path = stored(tmp_path, "peers")
+    sides = [
+        {**OUTPUTS["peers"][0], "side": f"side {i}", "test_auc": auc}
+        for i, auc in enumerate((0.7791, 0.7792, 0.7788, 0.72))
+    ]
+    lines = [{"benchmark": "peers", "machine": MACHINE}, *sides]
+    path.write_text("".join(json.dumps(x) + "\n" for x in lines))
+    assert re.findall(r"([\d.]+), off this axis", draw(path).read_text()) == ["0.7200"]
 
 
 def test_pictures_of_the_performance_page_are_of_the_stored_outputs() -> None:
