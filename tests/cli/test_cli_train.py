@@ -148,7 +148,7 @@ def test_validate_says_so_where_the_files_are_elsewhere(called: Satrap, tmp_path
     (tmp_path / "job.yaml").write_text(JOB.format(data="elsewhere"))
     said = called("validate", "job.yaml").out
     assert "data.train: the files are not here" in said
-    assert "job.yaml is valid." in said
+    assert "job.yaml is valid as far as that can be seen without its data." in " ".join(said.split())
 
 
 def test_a_dry_run_trains_nothing(trained: Trained, called: Satrap, tmp_path: Path) -> None:
