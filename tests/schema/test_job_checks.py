@@ -189,12 +189,12 @@ class TestSpecsMadeInPython:
     @pytest.mark.parametrize(
         ("parts", "message"),
         [
-            ({"data": Data(train=(1,), label=("y",))}, "data.train.0: Expected `str`, got `int`"),  # type: ignore[arg-type]
-            ({"train": Train(epochs="3")}, "train.epochs: Expected `int`, got `str`"),  # type: ignore[arg-type]
+            ({"data": Data(train=(1,), label=("y",))}, "data.train.0: text is expected, got the number 1"),  # type: ignore[arg-type]
+            ({"train": Train(epochs="3")}, "train.epochs: a whole number is expected, got the text '3'"),  # type: ignore[arg-type]
             ({"features": (Categorical(name="u", pooling="avg"),)}, "features.u.pooling: unknown value 'avg'"),  # type: ignore[arg-type]
-            ({"model": "mlp"}, "model: Expected `object`, got `str`"),
-            ({"features": ("x",)}, "features.0: Expected `object`, got `str`"),
-            ({"seed": 1.5}, "seed: Expected `int`, got `float`"),
+            ({"model": "mlp"}, "model: it has keys of its own (kind, which is one of mlp, "),
+            ({"features": ("x",)}, "features.0: it has keys of its own (kind, "),
+            ({"seed": 1.5}, "seed: a whole number is expected, got the number 1.5"),
             ({"model": MLP(hidden=(object(),))}, "a job holds text, numbers, lists and specs, not object"),  # type: ignore[arg-type]
         ],
     )

@@ -163,7 +163,14 @@ def test_a_value_may_hold_equals_signs_and_colons(job: Job) -> None:
         ("seed", "override 'seed': write it as key.subkey=value"),
         ("=3", "override '=3': write it as key.subkey=value"),
         ("seed=[", "override 'seed=[': the value is not valid YAML"),
-        ("seed=abc", "seed: Expected `int`, got `str`"),
+        ("seed=abc", "seed: a whole number is expected, got the text 'abc'"),
+        ("train.optimizer.lr=nan", "train.optimizer.lr: a number is expected, got the text 'nan'"),
+        ("seed=1.5", "seed: a whole number is expected, got the number 1.5"),
+        (
+            "tables.user.capacity=0",
+            "tables.user.capacity: it has keys of its own (rows, bytes, evict), got the number 0; ",
+        ),
+        ("model=mlp", "model: it has keys of its own (kind, which is one of mlp, dlrm, "),
         ("train.epochs=0", "train.epochs: must be 1 or more, got 0"),
     ],
 )

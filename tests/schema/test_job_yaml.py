@@ -179,6 +179,34 @@ def test_a_damaged_file_is_refused_with_its_name(text: str, message: str, tmp_pa
     assert str(tmp_path / "job.yaml") in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("a: [1, 2\nb: 3\n", "line 2, column 2: expected ',' or ']', but got ':' (in a list that begins in line 1)"),
+        ("a: {b: 1\n", "line 2, column 1: expected ',' or '}', but got the end of the file (in a mapping"),
+        ("a: 1\n b: 2\n", "line 2, column 3: a colon after a key is not allowed here"),
+        ("\ta: 1\n", "line 1, column 1: found character '\\t' that cannot start any token"),
+        ("a: 1\nb: \x01\n", "line 2, column 4: the character #x0001 may not stand in YAML"),
+    ],
+)
+def test_text_that_is_not_yaml_is_refused_in_one_line_with_its_place(text: str, message: str, tmp_path: Path) -> None:
+    # The parser's eight raw lines, with 'in "<unicode string>"', reached the user.
+    path = tmp_path / "job.yaml"
+    path.write_text(text)
+    with pytest.raises(JobError) as caught:
+        load_job(path)
+    assert str(caught.value).startswith(f"{path} is not valid YAML: {message}")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_data_file_in_place_of_a_job_is_called_no_job_file(tmp_path: Path) -> None:
+    # It was "'utf-8' codec can't decode byte".
+    path = tmp_path / "clicks.parquet"
+    path.write_bytes(b"PAR1\x15\x04\xff")
+    with pytest.raises(JobError, match=r"clicks\.parquet is not a job file: a job file is YAML"):
+        load_job(path)
+
+
 @pytest.mark.parametrize("content", [None, b"\xff\xfe\x00", b"", b"- 1\n", b"just words\n"])
 def test_an_absent_or_foreign_file_is_refused_with_its_name(content: bytes | None, tmp_path: Path) -> None:
     # Flaw 19: a missing config file slept for two minutes, then panicked.

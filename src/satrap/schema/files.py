@@ -18,6 +18,7 @@ from satrap.schema.features import Feature
 from satrap.schema.job import Job, short_forms
 from satrap.schema.strict import convert, item_name, plain
 from satrap.schema.tables import Table
+from satrap.schema.wording import not_yaml
 
 T = TypeVar("T")
 
@@ -98,12 +99,17 @@ def read_as(path: str | Path, what: str, make: Callable[[Any], T]) -> T:
         text = Path(path).read_text(encoding="utf-8")
     except FileNotFoundError as e:
         raise JobError(f"there is no {what} file {path}{_nearest(Path(path))}") from e
-    except (OSError, UnicodeDecodeError) as e:
-        raise JobError(f"cannot read the {what} file {path}: {e.strerror if isinstance(e, OSError) else e}") from e
+    except UnicodeDecodeError as e:
+        raise JobError(
+            f"{path} is not a {what} file: a {what} file is YAML, which is text, and this holds other bytes (at byte "
+            f"{e.start:,})"
+        ) from e
+    except OSError as e:
+        raise JobError(f"cannot read the {what} file {path}: {e.strerror}") from e
     try:
         return make(_parse(text))
     except yaml.YAMLError as e:
-        raise JobError(f"{path} is not valid YAML: {e}") from e
+        raise JobError(f"{path} is not valid YAML: {not_yaml(e, text)}") from e
     except JobError as e:
         raise JobError(f"{path}: {e}") from e
 
@@ -159,7 +165,7 @@ def override(job: Job, assignments: list[str]) -> Job:
         try:
             parsed = _parse(value)
         except yaml.YAMLError as e:
-            raise JobError(f"override '{text}': the value is not valid YAML: {e}") from e
+            raise JobError(f"override '{text}': the value is not valid YAML: {not_yaml(e, value)}") from e
         *parents, last = path.split(".")
         node = _walk(tree, parents, text)
         if last == "kind" and ".".join(parents) not in _PLAIN_KINDS and node.get("kind") != parsed:

@@ -8,13 +8,14 @@ from __future__ import annotations
 import re
 from enum import Enum
 from os import PathLike, fspath
-from types import UnionType
+from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin
 
 import msgspec
 
 from satrap.errors import JobError, did_you_mean
 from satrap.schema.base import Spec
+from satrap.schema.wording import keys_needed, misfit
 
 
 def convert(tree: Any, kind: Any, where: str) -> Any:
@@ -24,7 +25,8 @@ def convert(tree: Any, kind: Any, where: str) -> Any:
         return msgspec.convert(tree, kind, strict=True)
     except msgspec.ValidationError as e:
         message, _, path = str(e).partition(" - at `$")
-        raise JobError(f"{_dotted(tree, where, path.rstrip('`'))}: {message}") from e
+        dotted, value = _found(tree, where, path.rstrip("`"))
+        raise JobError(f"{dotted}: {misfit(message, value)}") from e
 
 
 def plain(value: Any) -> Any:
@@ -61,8 +63,8 @@ def item_name(item: Any, index: int = 0) -> str:
     return str(index)
 
 
-def _dotted(tree: Any, where: str, path: str) -> str:
-    """`[3].width` below `features`, with the tree to look names up in, is `features.age.width`."""
+def _found(tree: Any, where: str, path: str) -> tuple[str, Any]:
+    """`[3].width` below `features`, with the tree to look names up in, is `features.age.width`; and what is there."""
     for key, index in re.findall(r"\.?([^.\[\]]+)|\[(\d+)\]", path):
         if key:
             where = join(where, key)
@@ -72,18 +74,20 @@ def _dotted(tree: Any, where: str, path: str) -> str:
             where = join(where, item_name(tree, int(index)))
         else:
             where = join(where, index)
-    return where or "job"
+    return where or "job", tree
 
 
 def _check_names(value: Any, kind: Any, where: str) -> None:
     """Walks the tree beside the types, and refuses unknown keys, kinds and choices."""
     options = get_args(kind) if get_origin(kind) in (Union, UnionType) else (kind,)
+    specs = [o for o in options if isinstance(o, type) and issubclass(o, Spec)]
+    if specs and not isinstance(value, dict) and not (value is None and NoneType in options):
+        raise JobError(keys_needed(specs, value, where or "job"))
     if isinstance(value, list | tuple):
         lists = [o for o in options if get_origin(o) in (tuple, list)]
         for i, item in enumerate(value if lists else ()):
             _check_names(item, get_args(lists[0])[0], join(where, item_name(item, i)))
     elif isinstance(value, dict):
-        specs = [o for o in options if isinstance(o, type) and issubclass(o, Spec)]
         if specs:
             _check_spec(value, specs, where)
     elif isinstance(value, str) and not any(o is str for o in options):
