@@ -37,6 +37,24 @@ def test_rows_go_out_and_into_a_run_that_is_as_good(job: Path, called: Satrap, c
     assert json.loads(called("inspect", "again", "--json").out)["step"] > 0
 
 
+@pytest.mark.parametrize("made_before", [False, True])
+def test_an_export_that_fails_leaves_nothing_and_can_be_made_again(
+    made_before: bool, job: Path, called: Satrap, tmp_path: Path
+) -> None:
+    # A damaged checkpoint left half an export behind, and the next try was refused: "it is there and not empty".
+    called("train", job, "--run-dir", "run", "-q")
+    if made_before:
+        (tmp_path / "rows").mkdir()
+    victim = sorted((tmp_path / "run/checkpoints").rglob("rows-*.satrap"))[-1]
+    content = victim.read_bytes()
+    victim.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    assert victim.name in called("export", "run", "--out", "rows", code=1).err
+    assert (tmp_path / "rows").exists() == made_before
+    assert not list(tmp_path.glob("rows/*"))
+    victim.write_bytes(content)
+    assert "user: 50 rows" in called("export", "run", "--out", "rows").out
+
+
 def test_a_state_dict_goes_in_by_the_names_of_tables_or_as_told(job: Path, called: Satrap, tmp_path: Path) -> None:
     weights = {"user": torch.rand(9, 8), "item": torch.rand(9, 8)}
     torch.save({f"bags.{t}.weight": w for t, w in weights.items()}, tmp_path / "model.pt")

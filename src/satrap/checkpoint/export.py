@@ -16,6 +16,7 @@ import io
 import json
 import struct
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -34,7 +35,7 @@ from satrap.checkpoint.objects import ObjectFiles
 from satrap.checkpoint.places import located
 from satrap.checkpoint.save import _HashedFile, default_threads, parallel
 from satrap.checkpoint.sealed import TRAILER_BYTES, seal, unseal
-from satrap.durable.files import Files, make_directories, read_file
+from satrap.durable.files import Files, make_directories, read_file, remove_tree
 from satrap.durable.rows import ADVICE, RowBlock
 from satrap.errors import CheckpointError, SaveError, did_you_mean
 from satrap.schema import Table, ValueFormat
@@ -127,7 +128,7 @@ def export(
     URLs. `state` takes the optimizer's state along, `tables` only some. `files`, `out_files`: None by the paths.
 
     Raises CheckpointError where the checkpoint is damaged or a table is not in it, and SaveError where the folder
-    cannot be written. An export without `export.json`, which is written last, is not whole.
+    cannot be written; nothing is left of it then. An export without `export.json`, which is written last, is not whole.
     """
     loaded = load(checkpoint, files=files)
     known = [t.spec.name for t in loaded.manifest.tables]
@@ -139,9 +140,24 @@ def export(
     try:
         if out_files.names(home):
             raise CheckpointError(f"{home}: it is there and not empty; choose a folder of the export's own")
-        return _Export(loaded, home, out_files, form, state, frozenset(wanted)).write(threads or default_threads())
+        was_there = out_files.is_directory(home)
+        try:
+            return _Export(loaded, home, out_files, form, state, frozenset(wanted)).write(threads or default_threads())
+        except BaseException:
+            _take_back(home, out_files, folder_too=not was_there)
+            raise
     except OSError as e:
         raise SaveError(f"cannot write the export {home}: {e.strerror} ({e.filename or home})") from e
+
+
+def _take_back(home: Path, files: Files, *, folder_too: bool) -> None:
+    """Removes what a failed export has made, which is all there is in its folder: the same command will work again."""
+    # What cannot be removed stays; the error that ended the export is the one to tell.
+    with suppress(OSError):
+        for name in files.names(home):
+            remove_tree(home / name, files)
+        if folder_too:
+            files.remove_directory(home)
 
 
 class _Export:
