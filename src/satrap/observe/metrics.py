@@ -103,6 +103,11 @@ class BinaryMetrics:
         """Samples seen."""
         return self._samples
 
+    @property
+    def positives(self) -> int:
+        """Samples whose label is 1, added so far."""
+        return self._positives
+
     def update(
         self,
         labels: ArrayLike,

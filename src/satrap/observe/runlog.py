@@ -10,6 +10,7 @@ Every record has `kind` and `time` (seconds since 1970). What is not a number is
                 reliability, scores, note
     checkpoint  step, path
     checkpoint_failed  step, problem: what was not written, or not removed
+    warning     step, problem: what will make the figures useless, such as labels that are all 0
     end         step, stopped, the figures of the result, and: tables (rows and bytes of each), staleness (gradients
                 by updates between lookup and push), hot_ids (of worker 0's sample), profile (`observe.profile`)
     restart     step (that all went back to), why, placement_epoch, gradients_back, exact

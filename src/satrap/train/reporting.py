@@ -81,6 +81,7 @@ class Report:
         self._interval_s, self._interval_samples = 0.0, 0
         self._running_since: float | None = None
         self._progress: Progress | None = None
+        self._warned = False
 
     def __enter__(self) -> Report:
         self._open = ExitStack()
@@ -185,8 +186,9 @@ class Report:
         if self._progress is not None:
             self._progress.update(step=state.step, staleness=self.staleness_mean, **record)
 
-    def epoch_ended(self) -> None:
+    def epoch_ended(self, state: RunState) -> None:
         """The AUC so far is that of the epoch so far: the first steps of a run would drag it down for ever."""
+        self._warn_of_one_class(state)
         for m in self._metrics:
             m.clear()
 
@@ -224,7 +226,24 @@ class Report:
         """The last record."""
         if self._log is None:
             return
+        if result.stopped != "interrupted":
+            self._warn_of_one_class(state)
         self._log.event("end", step=state.step, **result.figures())
+
+    def _warn_of_one_class(self, state: RunState) -> None:
+        """Says, once a run, that the labels of the epoch so far are all 0 or all 1: its AUC would be n/a in silence."""
+        if self._log is None or self._warned:
+            return
+        for label, m in zip(self._job.data.label, self._metrics, strict=True):
+            if m.samples and m.positives in (0, m.samples):
+                self._warned = True
+                problem = (
+                    f"the label '{label.column}' is {int(m.positives > 0)} in all {m.samples:,} rows trained on: there "
+                    "is nothing to tell apart, and the AUC is undefined. Is it the right column (data.label), and the "
+                    "right value for 1 (its `positive`)?"
+                )
+                self.notify(f"warning: {problem}")
+                self._log.event("warning", step=state.step, problem=problem)
 
     @contextmanager
     def busy(self, what: str) -> Iterator[None]:

@@ -310,7 +310,7 @@ class Run:
         self.state.epoch += 1
         self.state.position = Position(self.state.epoch)
         self.state.evaluation_due = True
-        self.report.epoch_ended()
+        self.report.epoch_ended(self.state)
 
 
 def _until(interrupts: Interrupts, batches: Iterator[Batch]) -> Iterator[Batch]:
