@@ -143,6 +143,47 @@ def test_words_that_do_not_go_together_are_wrong_usage(words: list[str], said: s
     assert "See: satrap train --help" in outcome.err
 
 
+@pytest.mark.parametrize(
+    ("words", "option"),
+    [
+        (["predict", "run", "clicks.parquet", "--out", "no/scores.parquet"], "--out no/scores.parquet"),
+        (["calibrate", "--out", "no/constants.yaml"], "--out no/constants.yaml"),
+    ],
+)
+def test_a_file_that_has_no_folder_to_lie_in_is_refused_before_any_work(
+    words: list[str], option: str, tmp_path: Path
+) -> None:
+    # The scores were computed first, and then it was called a bug in satrap.
+    outcome = call(tmp_path, *words, code=2)
+    assert f"{option}: the folder no does not exist; make it, or choose another" in outcome.err
+    assert not (tmp_path / "no").exists()
+
+
+def test_a_data_file_in_place_of_a_job_file_is_called_none(called: Satrap, clicks: Path) -> None:
+    said = message(called("calibrate", clicks / "train.parquet", code=1))
+    assert "train.parquet is not a job file: a job file is YAML" in said
+
+
+@pytest.mark.parametrize("only", [0, 1])
+def test_labels_of_one_class_are_warned_of_once(only: int, called: Satrap, job: Path, tmp_path: Path) -> None:
+    # Training went on for epochs with an AUC of nan, and nobody was told why.
+    table = click_table(1000)
+    one = table.set_column(table.column_names.index("click"), "click", pa.array([only] * 1000, pa.int8()))
+    pq.write_table(one, tmp_path / "one.parquet")
+    words = ["train", job, "data.train=one.parquet", "data.valid=0", "train.epochs=2"]
+    for run, more in (("a", []), ("b", ["train.max_steps=3"])):
+        err = called(*words, *more, "--run-dir", run).err
+        rows = "300" if more else "1,000"
+        assert err.count("warning: ") == 1, err
+        assert f"warning: the label 'click' is {only} in all {rows} rows trained on" in err
+        assert (tmp_path / run / "metrics.jsonl").read_text().count('"kind":"warning"') == 1
+    assert "warning" not in called(*words, "--quiet", "--run-dir", "c").err
+
+
+def test_labels_of_both_classes_are_not_warned_of(called: Satrap, job: Path) -> None:
+    assert "warning" not in called("train", job).err
+
+
 def test_a_checkpoint_with_a_flipped_byte_is_refused_by_file(called: Satrap, job: Path, tmp_path: Path) -> None:
     call(tmp_path, "train", job, "--run-dir", "run", "train.max_steps=3")
     victim = max((tmp_path / "run/checkpoints").rglob("*.safetensors"), key=lambda p: p.stat().st_size)

@@ -61,6 +61,33 @@ def test_a_finished_run_can_be_made_longer(job: Path, called: Satrap, tmp_path: 
     assert called("inspect", "run", "--digest").out == called("inspect", "whole", "--digest").out
 
 
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        (
+            [],
+            "Finished already at epoch 1, step 28: nothing was left to train. To train on: satrap train --resume run "
+            "train.epochs=2",
+        ),
+        (
+            ["train.max_steps=3"],
+            "Finished already at epoch 0, step 3: nothing was left to train. To train on: satrap "
+            "train --resume run train.max_steps=6",
+        ),
+    ],
+)
+def test_resuming_a_finished_run_says_so_and_how_to_train_on(
+    settings: list[str], said: str, job: Path, called: Satrap
+) -> None:
+    # It drew the table of results again, with samples/s of n/a, and said nothing.
+    called("train", job, "--run-dir", "run", *settings)
+    out = called("train", "--resume", "run").out
+    assert said in out
+    assert "n/a" not in out
+    on = said.partition("satrap train ")[2].split()
+    assert "Finished already" not in called("train", *on).out
+
+
 def test_a_run_resumes_with_its_rows_in_another_format(job: Path, called: Satrap) -> None:
     # Bug: a format can be chosen at the start of a run alone, and a table that has grown too large keeps its own.
     called("train", job, "--run-dir", "run")

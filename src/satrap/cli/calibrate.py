@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from satrap.cli import show
+from satrap.cli.failures import refuse_without_folder
 from satrap.cli.options import Debug, Quiet, examples
 from satrap.schema import load_job, override
 
@@ -40,6 +41,7 @@ def command(
     from satrap.calibrate import calibrate
     from satrap.plan import save_constants
 
+    refuse_without_folder("--out", out)
     job = None if job_file is None else override(load_job(job_file), overrides or [])
     folder = out.resolve().parent
     constants = calibrate(job, folder=folder, quick=quick, say=(lambda text: None) if quiet else show.line)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import sys
 import traceback
+from pathlib import Path
 from typing import Any
 
 import typer
@@ -26,6 +27,14 @@ _NO_SPACE = {errno.ENOSPC, errno.EDQUOT}
 
 class UsageError(Exception):
     """Words and options of the command line that do not go together."""
+
+
+def refuse_without_folder(option: str, path: Path) -> None:
+    """Raises UsageError where a file that will be written at the end has no folder to lie in: better said at once."""
+    folder = path.parent
+    if not folder.is_dir():
+        what = "is not a folder" if folder.exists() else "does not exist"
+        raise UsageError(f"{option} {path}: the folder {folder} {what}; make it, or choose another")
 
 
 class Command(TyperCommand):

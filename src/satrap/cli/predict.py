@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from satrap.cli import show
-from satrap.cli.failures import UsageError
+from satrap.cli.failures import UsageError, refuse_without_folder
 from satrap.cli.options import Checkpoint, DataPaths, Debug, Quiet, examples
 from satrap.cli.sources import find_checkpoint
 
@@ -42,6 +42,7 @@ def command(
     """
     if out.suffix not in (".parquet", ".csv"):
         raise UsageError(f"--out {out}: the ending must be .parquet or .csv")
+    refuse_without_folder("--out", out)
     from satrap.cli.columns import carried
     from satrap.cli.scores import write_scores
     from satrap.train import Trainer

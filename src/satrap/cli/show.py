@@ -204,7 +204,8 @@ def result(result: Result) -> None:
             facts.add_row(f"{name} AUC", f"{_auc(e.auc, e.auc_error_bound)} on {count(e.samples)} samples")
             facts.add_row(f"{name} log loss", decimal(e.log_loss))
     # A resumed run that was done already has made no step to time.
-    facts.add_row("samples/s", count(result.samples_per_s) if result.samples_per_s else "n/a")
+    if result.samples_per_s:
+        facts.add_row("samples/s", count(result.samples_per_s))
     passes = f"{result.epochs} epoch" + ("s" if result.epochs != 1 else "")
     facts.add_row("trained", f"{count(result.samples)} samples, {count(result.steps)} steps, {passes}")
     facts.add_row("rows", count(result.rows))

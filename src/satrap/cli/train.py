@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from satrap.cli import show
-from satrap.cli.failures import EXIT_INTERRUPTED, UsageError
+from satrap.cli.failures import EXIT_INTERRUPTED, UsageError, refuse_without_folder
 from satrap.cli.options import Debug, Quiet, examples
 from satrap.cli.sources import check_resumed_job, find_run, sort_words
 from satrap.schema import Job, load_job, override, save_job
@@ -201,6 +201,7 @@ def command(
     else:
         job = override(_inferred(words.data, inferring, quiet=quiet), overrides)
     if save_job is not None:
+        refuse_without_folder("--save-job", save_job)
         _save(job, save_job, quiet=quiet)
     if not quiet:
         show.job(job, features=not words.data)
@@ -233,6 +234,8 @@ def command(
         again += f" --address {address}" if address else ""
         again += (f" --keys {keys}" if keys else "") + (" --insecure" if insecure else "")
     _show(result, again, profile=profile)
+    if resume is not None and not result.samples_per_s:
+        show.line(_finished_already(result, job, again))
 
 
 def _run_of(resume: Path) -> tuple[Path, Job]:
@@ -315,6 +318,22 @@ def _launch(job: Job, **options: Any) -> Result:
     from satrap.observe.machine import process_began_at
 
     return run(job, check=lambda: check_columns(job), asked_at=process_began_at(), **options)
+
+
+def _finished_already(result: Result, job: Job, again: str) -> str:
+    """What to say of a resumed run that had no step left, and how it goes on."""
+    train, stopping = job.train, job.train.early_stopping
+    more = []
+    if result.stopped == "early_stopping" and stopping is not None:
+        more.append(f"train.early_stopping.patience={2 * stopping.patience}")
+    if result.epochs >= train.epochs:
+        more.append(f"train.epochs={result.epochs + 1}")
+    if train.max_steps is not None and result.steps >= train.max_steps:
+        more.append(f"train.max_steps={2 * result.steps}")
+    return (
+        f"Finished already at epoch {result.epochs}, step {show.count(result.steps)}: nothing was left to train. "
+        f"To train on: satrap train --resume {show.path(result.run_dir)} {' '.join(more)}{again}"
+    )
 
 
 def _show(result: Result, again: str, *, profile: bool) -> None:
