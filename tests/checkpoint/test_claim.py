@@ -54,5 +54,15 @@ def test_two_claims_of_one_process_exclude_each_other(tmp_path: Path) -> None:
 
 def test_a_folder_that_cannot_be_made_is_refused_by_name(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(CheckpointError, match="file/run"), claim(tmp_path / "file" / "run"):
+    with (
+        pytest.raises(CheckpointError, match=r"run folder .*file/run cannot be made"),
+        claim(tmp_path / "file" / "run"),
+    ):
         pass
+
+
+def test_a_folder_that_nothing_can_be_written_in_is_named_without_the_file_of_the_lock() -> None:
+    # The message named `.lock`, a file that no user has ever heard of.
+    with pytest.raises(CheckpointError, match="/proc/self") as caught, claim("/proc/self"):
+        pass
+    assert "lock" not in str(caught.value)

@@ -133,7 +133,7 @@ def test_label_of_two_values_names_the_one_that_is_one_and_why(
     ("values", "message"),
     [
         (["a", "b", "c"], r"has 3 different values in the sample \('a', 'b', 'c'\); .* positive"),
-        (["a", "a", "a"], "has only one value"),
+        (["a", "a", "a"], r"has only one value .*: --positive VALUE \(in Python, positive=\)"),
         ([0, 1, None], "1 missing values"),
         ([[1], [0], [1]], "a label is one value a row"),
         ([0.25, 0.5, 0.25], "a label is 0 or 1"),

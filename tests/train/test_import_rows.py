@@ -275,6 +275,13 @@ def test_code_in_a_state_dict_is_never_run(tmp_path: Path) -> None:
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize("name", ["no.pt", "no.safetensors", "no.parquet"])
+def test_a_file_that_is_not_there_is_called_just_that(name: str, tmp_path: Path) -> None:
+    # A missing .pt "cannot be read without running code that is in it".
+    with pytest.raises(CheckpointError, match=f"{name}: there is no such file"):
+        (ParquetRows if name.endswith("parquet") else state_dict)(tmp_path / name)
+
+
 def test_dense_weights_that_do_not_fit_are_refused_or_begin_fresh(trained: tuple[Job, Result], tmp_path: Path) -> None:
     job, _ = trained
     other = override(job, ["model.hidden=[8]"])

@@ -29,9 +29,12 @@ def claim(run: str | Path) -> Iterator[None]:
     path = run / NAME
     try:
         run.mkdir(parents=True, exist_ok=True)
+    except OSError as e:
+        raise CheckpointError(f"the run folder {run} cannot be made: {e.strerror}; choose another run folder") from e
+    try:
         fd = os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_CLOEXEC", 0), 0o644)
     except OSError as e:
-        raise CheckpointError(f"cannot write {path}: {e.strerror}; choose another run folder") from e
+        raise CheckpointError(f"cannot write in the run folder {run}: {e.strerror}; choose another run folder") from e
     try:
         if try_lock(fd):
             with suppress(OSError):  # a full disk; the name is for a message only

@@ -99,7 +99,7 @@ class ParquetRows:
     spec: Table | None = None
 
     def __init__(self, path: str | Path) -> None:
-        self._path, self.name = Path(path), str(path)
+        self._path, self.name = _there(path), str(path)
 
     def pieces(self) -> Iterator[Rows]:
         try:
@@ -135,10 +135,18 @@ class ParquetRows:
         raise CheckpointError(f"{self.name}: ids of type {ids.type}; give integers or text")
 
 
+def _there(path: str | Path) -> Path:
+    """The path of a file. What would read it words its absence in many ways, none of them plain."""
+    path = Path(path)
+    if not path.exists():
+        raise CheckpointError(f"{path}: there is no such file")
+    return path
+
+
 def state_dict(path: str | Path) -> dict[str, Any]:
     """Name → tensor, or what reads like one, of a safetensors file or a `.pt` made of plain tensors. Nothing is copied
     into memory yet. Raises CheckpointError."""
-    path = Path(path)
+    path = _there(path)
     if path.suffix == ".safetensors":
         from safetensors import SafetensorError, safe_open
 

@@ -33,6 +33,7 @@ def command(
     from satrap.errors import LaunchError
     from satrap.launch import scaling
     from satrap.observe.endpoint import read_targets
+    from satrap.observe.processes import plural
 
     run = find_run(run)
     if not any(t.role == "server" for t in read_targets(run)):
@@ -53,10 +54,10 @@ def command(
             continue
         if told.moved > shown and not quiet:
             shown = told.moved
-            typer.echo(f"{told.moved} of {told.of} partitions have moved")
+            typer.echo(f"{told.moved} of {plural(told.of, 'partition')} have moved")
         if told.state == "failed":
             raise LaunchError(told.message)
         if told.state == "done":
             if not quiet:
-                typer.echo(f"{servers} servers" + (f": {told.message}" if told.message else ""))
+                typer.echo(plural(servers, "server") + (f": {told.message}" if told.message else ""))
             return

@@ -40,10 +40,10 @@ def infer_label(sample: Sample, column: str, positive: str | int | None) -> tupl
         return Label(column=column), f"{column}: the label, 1 in {rate:.1%} of the sample"
     if len(counts) != 2:
         shown = ", ".join(repr(v) for v in list(counts)[:5]) + (", …" if len(counts) > 5 else "")
-        values_found = "only one value" if len(counts) == 1 else f"{len(counts)} different values"
+        values_found = "only one value" if len(counts) == 1 else f"{len(counts):,} different values"
         raise DataError(
             f"{sample.file}: the label column '{column}' has {values_found} in the sample ({shown}); "
-            "a label is 0 or 1, or has two values. Name the value that means 1 with positive"
+            "a label is 0 or 1, or has two values. Name the value that means 1: --positive VALUE (in Python, positive=)"
         )
     chosen, why = _of_two(counts)
     if isinstance(chosen, float) and not chosen.is_integer():
