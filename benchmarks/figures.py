@@ -154,6 +154,8 @@ def read(path: Path) -> list[dict[str, Any]]:
 def caption(path: Path, lines: Lines) -> str:
     """What the figures are of. Runs that were kept from before are named by their own commits."""
     first, machine = dict(lines[0]), dict(lines[0]["machine"])
+    if "runs" in first:
+        first["runs"] = sum("case" in x for x in lines)  # not those that are still to be made
     settings = [f"{k} {v}" for k, v in first.items() if isinstance(v, int | float | str) and k != "benchmark"]
     kept = sorted({str(x["commit"]) for x in lines if "case" in x and "commit" in x} - {machine["commit"]})
     runs = f"; runs of {', '.join(kept)}" if kept else ""
@@ -433,8 +435,11 @@ def _modes(lines: Lines) -> Iterable[Panel | Curves]:
     for same in sets:
         yield _differences(same, [(c, x) for c, x in cases if _what(c) == same])
     hot: dict[str, dict[str, list[tuple[float, float]]]] = {}
+    # Of more workers the curves lie on those of one.
+    fewest = min((x["side"]["workers"] for x in lines if "side" in x), default=1)
     for x in lines:
-        if "side" in x and x.get("staleness_by_heat") and x["side"]["staleness"]:
+        side = x.get("side", {"staleness": 0})
+        if x.get("staleness_by_heat") and side["staleness"] and side["workers"] == fewest:
             c = dict(x["side"])
             points = [(float(CLASSES.index(k)), v) for k, v in x["staleness_by_heat"].items()]
             hot.setdefault(_what(c), {})[_side(c)] = points
