@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 from launched import LIMIT_S, ON_TWO, SYNCHRONOUS, Running, digest
 
+from satrap.observe.processes import plural
+
 pytestmark = pytest.mark.slow
 
 
@@ -28,7 +30,7 @@ def test_servers_come_and_go_while_it_trains_and_the_model_is_the_same(
         run.reaches(5)
         with run.slowly():
             assert "1 to 64 servers, not on 65" in scale(run.run, 65, code=1)
-            assert f"{servers} servers" in scale(run.run, servers)
+            assert plural(servers, "server") in scale(run.run, servers)
             assert sum(n.startswith("server") for n in run.targets()) == servers
             if servers < 2:
                 # Bug: the second server gets the number of one that clients know to be gone, and all wait for it.
