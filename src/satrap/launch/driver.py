@@ -183,6 +183,8 @@ class Driver:
         ready, _ = ray.wait([*pending, *watches], num_returns=1, timeout=LOOK_S)
         for promise in ready:
             if promise in watches:
+                if self.fleet.watched_anew(watches[promise]):
+                    continue
                 if not (early and self._revive(watches[promise], members)):
                     life.gone.append(watches[promise])
                 continue

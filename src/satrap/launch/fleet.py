@@ -34,6 +34,8 @@ END_TIMEOUT_S = 10.0
 MACHINES_TIMEOUT_S = 900.0
 """Until a group that has lost a machine, and has too few GPUs without it, is given up: a cloud may take minutes to give
 another."""
+WATCH_AGAIN_S = 0.2
+"""Before a process that Ray has lost sight of is watched again."""
 MACHINES_LOOK_S = 1.0
 LOOPBACK = "127.0.0.1"
 EVERYWHERE = ("0.0.0.0", "::")
@@ -422,6 +424,21 @@ class Fleet:
         if member.begun is not None and member.begun.identity.here:
             return member.begun.identity.alive
         return member.watch is not None and not self.session.ray.wait([member.watch], timeout=0)[0]
+
+    def watched_anew(self, member: Member) -> bool:
+        """Of a process whose watch is over: whether that was only because Ray lost sight of it, as of one that was
+        stopped for a while. Then it is watched again."""
+        try:
+            self.session.ray.get(member.watch)
+        except self.session.ray.exceptions.ActorUnavailableError:
+            # Of one that was killed just now Ray may know no more than that yet: it is told again, and for good.
+            if member.begun is None or not member.begun.identity.here or member.begun.identity.alive:
+                time.sleep(WATCH_AGAIN_S)
+                member.watch = member.actor.watch.remote()
+                return True
+        except self.session.ray.exceptions.RayError:
+            pass
+        return False
 
     def silent(self, members: Sequence[Member], timeout_s: float) -> list[Member]:
         """Those that do not answer the driver in time, all asked at once: ended, stopped or busy for that long."""
