@@ -185,6 +185,8 @@ class Driver:
             if promise in watches:
                 if self.fleet.watched_anew(watches[promise]):
                     continue
+                if self.fleet.runs(watches[promise]):
+                    self.display.say(f"Ray takes {_named(watches[promise])} for ended, though it runs: it is ended")
                 if not (early and self._revive(watches[promise], members)):
                     life.gone.append(watches[promise])
                 continue

@@ -24,7 +24,7 @@ from satrap.ps.packing import LEAST_VALUE_SCALE, Directory, pack_fitted, unpack
 from satrap.ps.protocol import Ack, PushRequest, RowBlock
 from satrap.ps.pushes import MissingPush, Name
 from satrap.schema import WireFormat
-from satrap.store import SEAL_WORDS
+from satrap.store import SEAL_WORDS, bound_partition
 from satrap.wire import Code, Failure, Message
 
 _log = logging.getLogger("satrap.ps")
@@ -579,8 +579,14 @@ class Handler:
         return answer
 
     def _import(self, _: bytes, m: wire.ImportRows) -> Message:
-        self.service.import_rows(self._table(m.table), RowBlock(m.ids, m.values, m.state, m.marks, m.bound))
-        return self._once(m.request, wire.Done())
+        name = self._table(m.table)
+        self.service.import_rows(name, RowBlock(m.ids, m.values, m.state, m.marks, m.bound))
+        return self._once(m.request, wire.Done(count=self._rows_beside(name, m)))
+
+    def _rows_beside(self, name: str, m: wire.ImportRows) -> int:
+        """Whoever gives a bounded table what it keeps for a partition is told how many rows that has then."""
+        partition = self.service.partitions if m.bound is None else bound_partition(m.bound)
+        return self.service.store.rows_of(name, partition) if partition < self.service.partitions else 0
 
     def _erase(self, _: bytes, m: wire.Erase) -> Message:
         return self._once(m.request, wire.Done(count=self.service.erase(self._table(m.table), m.ids)))

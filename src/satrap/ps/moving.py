@@ -230,8 +230,7 @@ class Mover:
         for name in sorted(self._shapes.bounded):
             wanted = wire.ExportRows(table=self._shapes.index(name), partition=partition, bound_only=True)
             kept = self._ask(source, wanted, wire.BlockReply)
-            self._ask(to, _import(kept), wire.Done)
-            if self._ask(to, wanted, wire.BlockReply).total_rows != kept.total_rows:
+            if self._ask(to, _import(kept), wire.Done).count != kept.total_rows:
                 _log.warning("a copy of partition %d of table '%s' has other rows than it should", partition, name)
                 return False
         return True
