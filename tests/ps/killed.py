@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
@@ -85,8 +86,9 @@ class Servers:
         self.through([s.address for s in self.servers])
         self._clients: list[RemoteService] = []
 
-    def connect(self, client: int = 0) -> RemoteService:
-        service = RemoteService(self._tables, self.placement, seed=0, client=client, patience=SOON)
+    def connect(self, client: int = 0, **options: Any) -> RemoteService:
+        options = {"patience": SOON, **options}
+        service = RemoteService(self._tables, self.placement, seed=0, client=client, **options)
         self._clients.append(service)
         return service
 

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import signal
 import socket
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from deployments import exact, impatient, is_held, outcome, pull, push_of, u64, until
+from killed import Servers
 
 from satrap.errors import ServerLost, ServerUnreachable, ServiceError, StoreError
 from satrap.ps import Patience, Placement, PullRequest, RemoteService, Server
@@ -53,6 +57,43 @@ def test_a_server_that_falls_silent_with_a_push_that_it_holds_is_called_so_at_th
             waiting.join(60)
         assert isinstance(seen[0], ServerUnreachable)
         assert "has not answered for 2 s" in str(seen[0])
+
+
+def test_a_stopped_server_is_not_given_the_time_that_many_rows_may_take(tmp_path: Path) -> None:
+    # A run whose checkpoint was due when its server stopped waited ten minutes to begin again.
+    patience = Patience(resend_s=0.05, transfer_deadline_s=100_000.0)
+    with Servers(tmp_path, [exact()], servers=2) as cluster:
+        client = cluster.connect(deadline_s=1.0, patience=patience)
+        pull(client, "t", IDS, create=True)
+        cluster.servers[1].process.send_signal(signal.SIGSTOP)
+        says = rf"server 1 \({cluster.addresses[1]}\) has not answered for 1 s"
+        with pytest.raises(ServerUnreachable, match=says):
+            client.cut()
+        cluster.servers[1].process.send_signal(signal.SIGCONT)
+        client.cut().close()
+
+
+def test_a_server_that_is_busy_with_many_rows_is_given_the_time_it_takes() -> None:
+    patience = Patience(resend_s=0.05, transfer_deadline_s=100_000.0)
+    with Cluster([exact()]) as cluster:
+        client = cluster.connect(deadline_s=1.0, patience=patience)
+        pull(client, "t", IDS, create=True)
+        busy, free = threading.Event(), threading.Event()
+
+        def be_busy() -> list[Any]:
+            busy.set()
+            free.wait()
+            return []
+
+        cluster.servers[0]._command(be_busy)
+        busy.wait()
+        with ThreadPoolExecutor(1) as pool:
+            cleared = pool.submit(client.clear)
+            threading.Event().wait(4.0)
+            assert not cleared.done()
+            free.set()
+            cleared.result()
+        assert client.stats()["t"].rows == 0
 
 
 def test_whoever_hangs_up_where_a_server_was_does_not_make_the_keys_wrong() -> None:

@@ -34,6 +34,8 @@ END_TIMEOUT_S = 10.0
 MACHINES_TIMEOUT_S = 900.0
 """Until a group that has lost a machine, and has too few GPUs without it, is given up: a cloud may take minutes to give
 another."""
+ANSWER_S = 3.0
+"""Within which a process that is well answers the driver."""
 WATCH_AGAIN_S = 0.2
 """Before a process that Ray has lost sight of is watched again."""
 MACHINES_LOOK_S = 1.0
@@ -441,16 +443,22 @@ class Fleet:
         return False
 
     def silent(self, members: Sequence[Member], timeout_s: float) -> list[Member]:
-        """Those that do not answer the driver in time, all asked at once: ended, stopped or busy for that long."""
+        """Those that have not answered the driver for so long, all asked at once: ended, stopped or busy. Who has told
+        nothing lately is waited for no longer than the rest of that time."""
         ray = self.session.ray
         asked = {m.actor.text.remote(): m for m in members}
-        answered = ray.wait(list(asked), num_returns=len(asked), timeout=timeout_s)[0] if asked else []
-        silent = {id(m) for m in members}
-        for answer in answered:
-            with contextlib.suppress(ray.exceptions.RayError):
-                ray.get(answer)
-                silent.discard(id(asked[answer]))
-        return [m for m in members if id(m) in silent]
+        silent, begun = list(members), time.monotonic()
+        while asked:
+            until = max(begun + ANSWER_S, max(m.heard_at for m in asked.values()) + timeout_s)
+            answered = ray.wait(list(asked), num_returns=1, timeout=max(0.0, until - time.monotonic()))[0]
+            if not answered:
+                break
+            for answer in answered:
+                m = asked.pop(answer)
+                with contextlib.suppress(ray.exceptions.RayError):
+                    ray.get(answer)
+                    silent.remove(m)
+        return silent
 
     def texts(self, timeout_s: float) -> dict[int, Told]:
         """What each worker tells, by number, within the time; takes in the metrics of all. Who is busy is left out."""

@@ -38,8 +38,11 @@ ORPHAN_RESENDS = 5
 """Times `resend_s` that a request may be told that a push is missing which has been acknowledged."""
 HELD_TRIES = 4
 """Times that a push which is held is sent again within a deadline: each is answered as long as the server lives."""
-HEARTBEAT_MS = 5_000
-"""How often an idle connection is tried, so that one that died without a word is made anew."""
+HEARTBEATS, HEARTBEAT_S_MAX = 8, 5.0
+"""Times within a deadline that an idle connection is tried, and at least so often."""
+SILENCES, SILENCE_S_MAX = 2, 15.0
+"""A connection that says nothing for this part of a deadline, and at most for so long, has died without a word: it is
+made anew. Large messages must pass within it."""
 RECONNECT_MS, RECONNECT_MS_MAX = 50, 250
 """How often an address is tried at which nobody answers: a server that has come back is not kept waiting."""
 
@@ -50,6 +53,7 @@ class Call:
 
     server: int
     message: Message
+    deadline_s: float
     expires_at: float
     wait_s: float
     begun: float = 0.0
@@ -87,7 +91,8 @@ class Patience:
     """How long a client waits. A deadline holds for one request, from when it is first sent."""
 
     transfer_deadline_s: float = 600.0
-    """Until a server that does not answer a request that moves many rows is called unreachable."""
+    """Until a server that does not answer a request that moves many rows is called unreachable. One whose connection
+    is gone is not busy with it: that is not waited for longer than for any other answer."""
     step_deadline_s: float = 1800.0
     """How long a push may wait for those of other clients that make one step with it."""
     resend_s: float = 1.0
@@ -191,7 +196,8 @@ class Exchange:
         s.linger = 0
         s.set_hwm(0)
         s.setsockopt(zmq.MAXMSGSIZE, self._limits.frame_bytes)
-        s.setsockopt(zmq.HEARTBEAT_IVL, HEARTBEAT_MS)
+        s.setsockopt(zmq.HEARTBEAT_IVL, _ms(min(self._deadline_s / HEARTBEATS, HEARTBEAT_S_MAX)))
+        s.setsockopt(zmq.HEARTBEAT_TIMEOUT, _ms(min(self._deadline_s / SILENCES, SILENCE_S_MAX)))
         s.setsockopt(zmq.RECONNECT_IVL, RECONNECT_MS)
         s.setsockopt(zmq.RECONNECT_IVL_MAX, RECONNECT_MS_MAX)
         if keys is not None:
@@ -219,8 +225,8 @@ class Exchange:
         """
         if not message.request:
             message = replace(message, request=self.number())
-        now = time.monotonic()
-        call = Call(server, message, now + (deadline_s or self._deadline_s), self._patience.resend_s, begun=now)
+        now, deadline_s = time.monotonic(), deadline_s or self._deadline_s
+        call = Call(server, message, deadline_s, now + deadline_s, self._patience.resend_s, begun=now)
         while self.under_way(server) >= self._window:
             oldest = next(iter(self._links[server].pending.values()), None)
             if oldest is not None:
@@ -337,8 +343,8 @@ class Exchange:
 
     def _greet(self, link: _Link) -> None:
         message = replace(self._hello, request=self.number())
-        link.greeting = Call(link.server, message, time.monotonic() + self._deadline_s, self._patience.resend_s)
-        link.greeting.begun = time.monotonic()
+        now, deadline_s = time.monotonic(), self._deadline_s
+        link.greeting = Call(link.server, message, deadline_s, now + deadline_s, self._patience.resend_s, begun=now)
         link.pending[message.request] = link.greeting
         self._transmit(link, link.greeting)
 
@@ -363,7 +369,8 @@ class Exchange:
     def _step(self) -> None:
         """Waits for the next answer, or until something is to be sent again or is over."""
         now = time.monotonic()
-        due = min((min(c.send_at, c.expires_at) for k in self._links for c in k.pending.values()), default=now + 1.0)
+        pending = ((k, c) for k in self._links for c in k.pending.values())
+        due = min((min(c.send_at, c.expires_at, self._cut_off_at(k, c)) for k, c in pending), default=now + 1.0)
         for ready, _ in self._poller.poll(int(max(0.0, (due - now) * 1000)) + 1):
             if (link := self._by_socket.get(ready)) is not None:
                 self._receive(link)
@@ -378,10 +385,15 @@ class Exchange:
             for call in list(link.pending.values()):
                 if call.done:
                     continue
-                if now >= call.expires_at:
+                if now >= min(call.expires_at, self._cut_off_at(link, call)):
                     self._expire(link, call)
                 elif now >= call.send_at:
                     self._transmit(link, call)
+
+    def _cut_off_at(self, link: _Link, call: Call) -> float:
+        """When a request is given up however long its answer may take, because the server's connection is gone."""
+        down = link.handshakes.down_since
+        return math.inf if down is None else max(down, call.begun) + self._deadline_s
 
     def _receive(self, link: _Link) -> None:
         while True:
@@ -487,8 +499,9 @@ class Exchange:
             there = f"{call.held.there} of the {call.held.merge} pushes of its step are there"
             error = ServiceError(f"{where}: a push has waited for those of other workers for {seconds:g} s; {there}")
         else:
+            seconds = call.deadline_s if time.monotonic() >= call.expires_at else self._deadline_s
             error = ServerUnreachable(
-                f"{where} has not answered for {self._deadline_s:g} s, asked {call.tries} times; "
+                f"{where} has not answered for {seconds:g} s, asked {call.tries} times; "
                 "see whether it runs, can be reached from here, and takes this client's key"
             )
         if call is link.greeting:
@@ -506,3 +519,7 @@ class Exchange:
         with self._turn:
             call.answer, call.error, call.done = answer, error, True
             self._turn.notify_all()
+
+
+def _ms(seconds: float) -> int:
+    return max(1, round(seconds * 1000))

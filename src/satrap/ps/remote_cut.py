@@ -25,6 +25,9 @@ class Asking(Protocol):
     def ask(self, server: int, request: wire.Message) -> wire.Message:
         """The answer of one server."""
 
+    def tell(self, server: int, request: wire.Message) -> None:
+        """Sends a request to one server, and does not wait for its answer."""
+
 
 class RemoteCut:
     """Implements `Cut` on servers. Thread-safe."""
@@ -78,6 +81,14 @@ class RemoteCut:
         self._closed = True
         for server in sorted(set(self._placement.owners)):
             with suppress(ServiceError, StoreError):
-                self._client.ask(
-                    server, wire.CutDone(number=self._number, partition=None, placement=self._placement.number)
-                )
+                self._client.ask(server, self._all_done())
+
+    def abandon(self) -> None:
+        """`close` of one that failed: servers are told, and not waited for, as one of them may not answer."""
+        self._closed = True
+        for server in sorted(set(self._placement.owners)):
+            with suppress(ServiceError):
+                self._client.tell(server, self._all_done())
+
+    def _all_done(self) -> wire.CutDone:
+        return wire.CutDone(number=self._number, partition=None, placement=self._placement.number)

@@ -206,7 +206,7 @@ class RemoteRows:
                 if moved is None:
                     return RemoteCut(self, number, placement, self.stats(), self.clients())
             except (StoreError, ServiceError):
-                cut.close()
+                cut.abandon()
                 raise
             self._follow(moved)
 
@@ -232,6 +232,10 @@ class RemoteRows:
     def ask(self, server: int, request: wire.Message) -> wire.Message:
         """The answer of one server."""
         return self._exchange.wait(self._exchange.send(server, request, deadline_s=self._transfer_s))
+
+    def tell(self, server: int, request: wire.Message) -> None:
+        """Sends a request to one server, and does not wait for its answer."""
+        self._exchange.send(server, request)
 
     def _everywhere(
         self, request: Callable[[int], wire.Message], kind: type[M], deadline_s: float | None = None
