@@ -30,6 +30,10 @@ def command(
 
     The processes are those that the run folder lists (metrics-targets.json); those of other machines are asked where
     they serve their metrics (--metrics-host).
+
+    Two times in milliseconds are p50 and p99: of a server its handling alone, of a worker until the answer was there.
+    held: pushes that wait for the other workers of their step. kept: batches that wait for their gradients. waiting:
+    requests under way. All of them, with what to do: docs/operations.
     """
     from satrap.observe.top import Top
 
