@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import json
 import shutil
+from contextlib import chdir
 from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
 import torch
-from cli_command import JOB, Satrap
+from cli_command import JOB, PLAIN, Satrap
+from typer.testing import CliRunner
 
 from satrap import checkpoint
+from satrap.cli import app
 from satrap.data.hashing import hash_strings
 from satrap.testing.faulty_objects import FaultyObjects, unavailable
 
@@ -76,7 +79,9 @@ def test_a_state_dict_goes_in_by_the_names_of_tables_or_as_told(job: Path, calle
     assert not (tmp_path / "c").exists()
 
 
-def test_a_run_lists_its_checkpoints_and_commands_take_the_best(job: Path, called: Satrap, clicks: Path) -> None:
+def test_a_run_lists_its_checkpoints_and_commands_take_the_best(
+    job: Path, called: Satrap, clicks: Path, tmp_path: Path
+) -> None:
     settings = ["train.checkpoint.best=auc", "train.epochs=4", "train.embedding_optimizer.lr=2"]
     called("train", job, *settings, "--run-dir", "run", "-q")
     listed = json.loads(called("inspect", "run", "--json").out)["checkpoints"]
@@ -86,6 +91,13 @@ def test_a_run_lists_its_checkpoints_and_commands_take_the_best(job: Path, calle
     text = called("inspect", "run").out
     assert "valid AUC" in text
     assert "newest" in text
+    # In a narrow window too each is one line with all that is told of it.
+    with chdir(tmp_path):
+        lines = CliRunner(env={**PLAIN, "COLUMNS": "80"}).invoke(app, ["inspect", "run"]).output.splitlines()
+    for k in listed:
+        (line,) = (x for x in lines if x.strip().startswith(f"step-{k['step']:08d} "))
+        assert f"{k['valid_auc']:.4f}" in line
+        assert "KiB" in line
     assert "valid AUC" not in called("inspect", "run/best").out
     for name, step in (("run/best", best["step"]), ("run/latest", listed[-1]["step"]), ("run", best["step"])):
         path = json.loads(called("evaluate", name, clicks / "test.parquet", "--json").out)["checkpoint"]

@@ -332,14 +332,17 @@ def kept_fields(listed: list[Kept]) -> list[dict[str, Any]]:
 
 def kept(listed: list[Kept]) -> None:
     """A folder's checkpoints, a line each."""
-    grid = _grid("checkpoint", "saved", "rows", "size", "valid AUC", "valid log loss", "")
+    grid = _grid("checkpoint", "saved, UTC", "rows", "size", "valid AUC", "log loss", "")
+    for i in range(4):
+        grid.columns[i].no_wrap = True
     for i in range(2, 6):
         grid.columns[i].justify = "right"
     for k in listed:
         figures = [decimal(k.valid[n]) if n in k.valid else "" for n in ("auc", "log_loss")]
         marks = " ".join(name for name, is_so in (("best", k.best), ("newest", k.newest)) if is_so)
         sizes = ("", "") if k.problem else (count(k.rows), size(k.bytes))
-        grid.add_row(k.path.name, k.created, *sizes, *figures, "cannot be read" if k.problem else marks)
+        saved = k.created[:16].replace("T", " ")
+        grid.add_row(k.path.name, saved, *sizes, *figures, "cannot be read" if k.problem else marks)
     console().print(grid)
     for k in listed:
         if k.problem:
@@ -372,13 +375,17 @@ def summary(s: Summary) -> None:
     """A checkpoint at a glance: tables, then what else it holds."""
     import msgspec
 
-    grid = _grid("table", "rows", "dim", "format", "bytes", "bytes a row", "optimizer")
+    from satrap.observe.processes import plural
+
+    optimizers = [settings(t.spec.optimizer) if t.spec.optimizer else "" for t in s.tables]
+    one = len(set(optimizers)) == 1  # then it is no column of the table
+    grid = _grid("table", "rows", "dim", "format", "bytes", "bytes a row", *([] if one else ["optimizer"]))
     for i in (1, 2, 4, 5):
         grid.columns[i].justify = "right"
-    for t in s.tables:
+    for t, o in zip(s.tables, optimizers, strict=True):
         each = f"{t.bytes / t.rows:.0f}" if t.rows else "n/a"
-        o = settings(t.spec.optimizer) if t.spec.optimizer else ""
-        grid.add_row(t.spec.name, count(t.rows), str(t.spec.dim), t.spec.format.value, size(t.bytes), each, o)
+        figures = (count(t.rows), str(t.spec.dim), t.spec.format.value, size(t.bytes), each)
+        grid.add_row(t.spec.name, *figures, *([] if one else [o]))
     facts = _facts(path(s.path))
     for t in s.tables:
         if t.bound is not None:
@@ -387,7 +394,7 @@ def summary(s: Summary) -> None:
     facts.add_row("step", count(s.step))
     p = s.position
     facts.add_row("goes on at", f"epoch {p.epoch}, window {p.window}, row {count(p.row)}")
-    facts.add_row("rows", f"{count(s.rows)} in {len(s.tables)} tables")
+    facts.add_row("rows", f"{count(s.rows)} in {plural(len(s.tables), 'table')}" + f", {optimizers[0]}" * one)
     facts.add_row(
         "dense", f"{count(s.dense_values)} numbers in {s.dense_tensors} tensors, {settings(s.job.train.optimizer)}"
     )
