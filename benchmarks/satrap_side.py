@@ -101,6 +101,7 @@ def job_arguments(description: str) -> argparse.ArgumentParser:
     parser = arguments(description)
     parser.add_argument("--store-threads", type=int, default=None)
     parser.add_argument("--staleness", type=int, default=8)
+    parser.add_argument("--dense-mode", choices=("sync", "async"), default="sync")
     parser.add_argument("--shuffle-rows", type=int, default=0)
     parser.add_argument("--wire", choices=[f.value for f in WireFormat], default="fp32")
     parser.add_argument("--read-only", action="store_true")
@@ -139,6 +140,7 @@ def make_job(options: argparse.Namespace) -> Job:
             optimizer=Adam(lr=DENSE_LR),
             embedding_optimizer=rows,
             staleness=options.staleness,
+            dense_mode=options.dense_mode,
             precision=options.precision,
             threads=options.threads or None,
             device="cpu",

@@ -11,8 +11,9 @@ Groups (`--only`, comma-separated):
   deep      the full model as processes: staleness 8 with rows in fp32 and fp16, batches of 1,024, staleness 0
   sum       the embedding path alone as processes: fp32 and fp16
   pooled    as deep and sum, with an embedding worker between the trainer and its servers
-  delay     with `--delay-ms D`: the full model at staleness 8 and 0 through a proxy that holds every message D ms each
-            way, and through the same proxy without delay; the proxy's own CPU time is told, not counted
+  delay     with `--delay-ms D`: the full model at staleness 8 and 0, and at 8 with asynchronous dense weights, through
+            a proxy that holds every message D ms each way, and through the same proxy without delay; the proxy's own
+            CPU time is told, not counted
 """
 
 from __future__ import annotations
@@ -75,6 +76,7 @@ class Entry:
     name: str
     model: str = "deep"
     staleness: int = 8
+    dense_mode: str = "sync"
     wire: str = "fp32"
     small: bool = False
     delay_ms: float | None = None
@@ -83,7 +85,8 @@ class Entry:
     @property
     def is_variant(self) -> bool:
         """Whether it runs the code of another way with other numbers: a smoke run does without it."""
-        return self.small or self.wire != "fp32" or self.model != "deep" or self.staleness == 0
+        usual = (self.wire, self.model, self.dense_mode) == ("fp32", "deep", "sync")
+        return self.small or self.staleness == 0 or not usual
 
 
 def entries(delay_ms: float | None) -> Iterator[Entry]:
@@ -106,6 +109,8 @@ def entries(delay_ms: float | None) -> Iterator[Entry]:
         yield Entry("delay", "hybrid, delayed", delay_ms=delay_ms)
         yield Entry("delay", "synchronous, proxy alone", staleness=0, delay_ms=0.0)
         yield Entry("delay", "synchronous, delayed", staleness=0, delay_ms=delay_ms)
+        yield Entry("delay", "asynchronous, proxy alone", dense_mode="async", delay_ms=0.0)
+        yield Entry("delay", "asynchronous, delayed", dense_mode="async", delay_ms=delay_ms)
 
 
 def main(argv: list[str]) -> int:
@@ -213,7 +218,7 @@ def _job_arguments(entry: Entry, data: Dataset, shape: Shape) -> list[str]:
     batch = shape.small_batch if entry.small else shape.batch
     return [
         *("--arrays", str(data.arrays), "--model", entry.model, "--staleness", str(entry.staleness)),
-        *("--wire", entry.wire, "--batch", str(batch), "--threads", "0"),
+        *("--dense-mode", entry.dense_mode, "--wire", entry.wire, "--batch", str(batch), "--threads", "0"),
         *(["--steps", str(shape.steps * shape.batch // batch)] if shape.steps else []),
         *("--warm-steps", str(shape.warm // batch), "--metered-steps", str(shape.metered // batch)),
     ]
@@ -325,6 +330,7 @@ def headline(rounds: dict[Entry, list[dict[str, Any]]], data: Dataset) -> dict[s
         "sum_fp16_cpu_s_per_million": of("sum", "fp16", cpu),
         "hybrid_kept_under_delay": kept("hybrid"),
         "synchronous_kept_under_delay": kept("synchronous"),
+        "asynchronous_kept_under_delay": kept("asynchronous"),
         "bayes_auc": data.bayes_auc,
         "other_cores_max": max((f["other_cores"] for found in rounds.values() for f in found), default=None),
         "commit": describe()["commit"],
