@@ -21,6 +21,8 @@ from satrap.schema import SGD, Table
 from satrap.testing import SOON, Cluster, Faults
 
 IDS = np.arange(100, dtype=np.uint64)
+WITHOUT_END = Patience(resend_s=0.05, transfer_deadline_s=100_000.0)
+"""For requests that move many rows."""
 
 
 def test_a_server_that_is_not_there_is_named_with_its_address_when_the_deadline_is_over() -> None:
@@ -61,22 +63,20 @@ def test_a_server_that_falls_silent_with_a_push_that_it_holds_is_called_so_at_th
 
 def test_a_stopped_server_is_not_given_the_time_that_many_rows_may_take(tmp_path: Path) -> None:
     # A run whose checkpoint was due when its server stopped waited ten minutes to begin again.
-    patience = Patience(resend_s=0.05, transfer_deadline_s=100_000.0)
     with Servers(tmp_path, [exact()], servers=2) as cluster:
-        client = cluster.connect(deadline_s=1.0, patience=patience)
+        client = cluster.connect(deadline_s=4.0, patience=WITHOUT_END)
         pull(client, "t", IDS, create=True)
         cluster.servers[1].process.send_signal(signal.SIGSTOP)
         says = rf"server 1 \({cluster.addresses[1]}\) has not answered for 1 s"
-        with pytest.raises(ServerUnreachable, match=says):
+        with impatient(client, 1.0), pytest.raises(ServerUnreachable, match=says):
             client.cut()
         cluster.servers[1].process.send_signal(signal.SIGCONT)
         client.cut().close()
 
 
 def test_a_server_that_is_busy_with_many_rows_is_given_the_time_it_takes() -> None:
-    patience = Patience(resend_s=0.05, transfer_deadline_s=100_000.0)
     with Cluster([exact()]) as cluster:
-        client = cluster.connect(deadline_s=1.0, patience=patience)
+        client = cluster.connect(deadline_s=4.0, patience=WITHOUT_END)
         pull(client, "t", IDS, create=True)
         busy, free = threading.Event(), threading.Event()
 
@@ -87,11 +87,14 @@ def test_a_server_that_is_busy_with_many_rows_is_given_the_time_it_takes() -> No
 
         cluster.servers[0]._command(be_busy)
         busy.wait()
-        with ThreadPoolExecutor(1) as pool:
-            cleared = pool.submit(client.clear)
-            threading.Event().wait(4.0)
-            assert not cleared.done()
-            free.set()
+        with ThreadPoolExecutor(1) as pool, impatient(client, 1.0):
+            try:
+                cleared = pool.submit(client.clear)
+                # Longer than it takes to find a connection dead (2.5 s) and to give the server up after that.
+                free.wait(5.0)
+                assert not cleared.done()
+            finally:
+                free.set()
             cleared.result()
         assert client.stats()["t"].rows == 0
 
